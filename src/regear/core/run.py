@@ -1,0 +1,95 @@
+"""A run: the directory `OUT.run` beside an output, where long work is made durable until the output appears.
+
+It holds the resolved recipe, `metrics.jsonl`, the reports, and every clock and path. The output is built in
+`OUT.run/staging` and appears by one rename, so a killed run leaves no half-written output.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from regear.core.errors import CheckpointError, RegearError
+from regear.core.files import write_json
+from regear.core.machine import describe
+
+
+def existing_output(out: Path) -> str | None:
+    """The fingerprint of a finished output at `out`; None if nothing is there, "" if it is no output of ours."""
+    if not out.exists():
+        return None
+    try:
+        return str(json.loads((out / "regear.json").read_text())["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def is_done(out: Path, fingerprint: str, *, force: bool) -> bool:
+    """Whether `out` already holds exactly this result.
+
+    Raises:
+        CheckpointError: something else is there and `force` was not given.
+    """
+    found = existing_output(out)
+    if found is None or force:
+        return False
+    if found == fingerprint:
+        return True
+    what = "a result of another model, text, recipe or version" if found else "something else"
+    raise CheckpointError(f"{out} already holds {what}; choose another output, or pass --force to replace it")
+
+
+class Run:
+    """Work towards `out`, exclusive to this process and resumable under the same fingerprint."""
+
+    def __init__(self, out: Path, fingerprint: str, recipe: dict[str, Any]) -> None:
+        self.out, self.fingerprint, self.recipe = out, fingerprint, recipe
+        self.directory = out.with_name(out.name + ".run")
+        self.staging = self.directory / "staging"
+        self.started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.fresh = not self.directory.exists()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot make {self.directory}: {error.strerror}; choose another output") from None
+        self.lock = open(self.directory / "lock", "w")  # noqa: SIM115 - held until __exit__
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.lock.close()
+            raise CheckpointError(f"another process is writing {self.out}; wait for it, or choose another") from None
+        state = self.directory / "run.json"
+        if state.exists() and json.loads(state.read_text()).get("fingerprint") != self.fingerprint:
+            shutil.rmtree(self.staging, ignore_errors=True)
+        self.staging.mkdir(exist_ok=True)
+        write_json(state, {"fingerprint": self.fingerprint, "command": sys.argv, **describe()})
+        write_json(self.directory / "recipe.json", self.recipe)
+        return self
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append one line to `metrics.jsonl`."""
+        row = {"event": event, "seconds": round(time.monotonic() - self.started, 3), **values}
+        with open(self.directory / "metrics.jsonl", "a") as handle:
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def publish(self) -> None:
+        """Give the staged output its name in one rename; an older output makes way only now."""
+        old = self.directory / "replaced"
+        shutil.rmtree(old, ignore_errors=True)
+        if self.out.exists():
+            os.replace(self.out, old)
+        os.replace(self.staging, self.out)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.lock.close()
+        # A user's mistake found in a run that had nothing durable yet leaves no trace of itself.
+        if isinstance(error, RegearError) and self.fresh:
+            shutil.rmtree(self.directory, ignore_errors=True)

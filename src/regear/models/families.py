@@ -1,0 +1,176 @@
+"""Model families as data: what each config must hold, and which tensors a checkpoint of it consists of.
+
+A family is a row of `FAMILIES`. `describe` reads a config (no weights) and answers with a `SourceSpec`, or refuses
+the model with what is missing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from regear.core.errors import IncompatibleModel
+from regear.core.recipe import closest
+
+EXACT_ROPE = ("default", "llama3")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row: the facts of a `model_type` that a conversion has to know.
+
+    `kv_bias`/`o_bias`/`mlp_bias` are True, False, or the config key that tells. `absent` lists config keys that must
+    be unset (None, False or missing), with what they would mean.
+    """
+
+    name: str
+    kv_bias: bool | str = False
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    qk_norm: bool = False
+    absent: tuple[tuple[str, str], ...] = ()
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("llama", kv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
+        Family("mistral", absent=(("sliding_window", "sliding-window attention"),)),
+        Family("qwen2", kv_bias=True, absent=(("use_sliding_window", "sliding-window attention"),)),
+        Family(
+            "qwen3",
+            kv_bias="attention_bias",
+            o_bias="attention_bias",
+            qk_norm=True,
+            absent=(("use_sliding_window", "sliding-window attention"),),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """The attention geometry of a source model. Widths are counted in floats."""
+
+    family: str
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    kv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    tied: bool
+    rope_type: str
+    context: int
+
+    @property
+    def branch_width(self) -> int:
+        """Width of one token's keys (or values) in one layer."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of one token's keys and values in one layer: the most that a joint latent can need."""
+        return 2 * self.branch_width
+
+    @property
+    def kv_floats_per_token(self) -> int:
+        """Keys and values of one token, summed over layers."""
+        return self.layers * self.kv_width
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that a checkpoint of this model must hold, with its shape."""
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, self.hidden)}
+        for layer in range(self.layers):
+            prefix = f"model.layers.{layer}."
+            shapes |= {prefix + name: shape for name, shape in self.layer_tensors().items()}
+        shapes["model.norm.weight"] = (self.hidden,)
+        if not self.tied:
+            shapes["lm_head.weight"] = (self.vocabulary, self.hidden)
+        return shapes
+
+    def layer_tensors(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of one decoder layer, without the layer's prefix."""
+        queries, hidden, inner = self.heads * self.head_dim, self.hidden, self.intermediate
+        linear = {
+            "self_attn.q_proj": ((queries, hidden), self.kv_bias),
+            "self_attn.k_proj": ((self.branch_width, hidden), self.kv_bias),
+            "self_attn.v_proj": ((self.branch_width, hidden), self.kv_bias),
+            "self_attn.o_proj": ((hidden, queries), self.o_bias),
+            "mlp.gate_proj": ((inner, hidden), self.mlp_bias),
+            "mlp.up_proj": ((inner, hidden), self.mlp_bias),
+            "mlp.down_proj": ((hidden, inner), self.mlp_bias),
+        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, (shape, bias) in linear.items():
+            shapes[f"{name}.weight"] = shape
+            if bias:
+                shapes[f"{name}.bias"] = shape[:1]
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{norm}.weight"] = (hidden,)
+        if self.qk_norm:
+            shapes |= {f"self_attn.{x}_norm.weight": (self.head_dim,) for x in "qk"}
+        return shapes
+
+
+def describe(config: dict[str, Any]) -> SourceSpec:
+    """The spec of a source model, from its `config.json` alone.
+
+    Raises:
+        IncompatibleModel: an unsupported family, or a feature that the conversions cannot hold; named in the message.
+    """
+    family = _family(config)
+    for key, meaning in family.absent:
+        if config.get(key):
+            raise IncompatibleModel(
+                f"{family.name} model with {key}={config[key]!r}: {meaning} is not supported; "
+                f"wanted a model with {key} unset"
+            )
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = str(rope.get("rope_type") or rope.get("type") or "default")
+    if rope_type not in EXACT_ROPE:
+        raise IncompatibleModel(f"RoPE scaling {rope_type!r} is not supported; supported: {', '.join(EXACT_ROPE)}")
+    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise IncompatibleModel("a model that rotates only part of each head is not supported; wanted full RoPE")
+    if config.get("quantization_config"):
+        raise IncompatibleModel("the weights are quantised; give the unquantised model")
+
+    def flag(value: bool | str) -> bool:
+        return bool(config.get(value)) if isinstance(value, str) else value
+
+    try:
+        heads = int(config["num_attention_heads"])
+        return SourceSpec(
+            family=family.name,
+            layers=int(config["num_hidden_layers"]),
+            hidden=int(config["hidden_size"]),
+            intermediate=int(config["intermediate_size"]),
+            vocabulary=int(config["vocab_size"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            kv_bias=flag(family.kv_bias),
+            o_bias=flag(family.o_bias),
+            mlp_bias=flag(family.mlp_bias),
+            qk_norm=family.qk_norm,
+            tied=bool(config.get("tie_word_embeddings", False)),
+            rope_type=rope_type,
+            context=int(config.get("max_position_embeddings") or 0),
+        )
+    except KeyError as missing:
+        raise IncompatibleModel(f"config.json lacks {missing}; wanted a complete {family.name} config") from None
+
+
+def _family(config: dict[str, Any]) -> Family:
+    name = str(config.get("model_type", ""))
+    if name == "regear_mla":
+        raise IncompatibleModel("this model is already a regear MLA checkpoint; give the model it was made from")
+    if name not in FAMILIES:
+        raise IncompatibleModel(
+            f"model_type {name!r} is not supported{closest(name, FAMILIES)}; supported: {', '.join(FAMILIES)}. "
+            "A family is one row in regear/models/families.py"
+        )
+    return FAMILIES[name]
