@@ -15,8 +15,8 @@ guard_cpu()
 
 VERBS = {
     "fetch": "regear.models.builtin:fetch",
-    "convert": "regear.pipeline.convert:convert",
-    "sweep": "regear.pipeline.convert:sweep",
+    "convert": "regear.conversion.convert:convert",
+    "sweep": "regear.conversion.sweep:sweep",
     "eval": "regear.measure.evaluate:evaluate",
     "generate": "regear.engine.local:generate",
     "demo": "regear.pipeline.demo:demo",

@@ -1,0 +1,69 @@
+"""`regear eval`: measure a model, alone or against another."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from regear.cli.output import Device, Json, Quiet, Seed, show, table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+
+    @app.command(name="eval")
+    def evaluate(
+        model: Annotated[str, typer.Argument(help="Directory, hub id or embedded name.")],
+        against: Annotated[str | None, typer.Option(help="Pair with this model on the same windows and items.")] = None,
+        text: Annotated[list[str], typer.Option(help="Text or JSONL file (repeatable), or `builtin`.")] = ["builtin"],  # noqa: B006
+        tasks: Annotated[list[str], typer.Option(help="Multiple-choice task (repeatable): mmlu.")] = [],  # noqa: B006
+        windows: Annotated[int | None, typer.Option(help="At most so many windows, evenly spread.")] = None,
+        items: Annotated[int | None, typer.Option(help="At most so many items of each task.")] = None,
+        speed: Annotated[bool, typer.Option(help="Also measure tokens per second.")] = True,
+        report: Annotated[Path | None, typer.Option(help="Write report.json and report.html here.")] = None,
+        device: Device = "auto",
+        seed: Seed = 0,
+        as_json: Json = False,
+        quiet: Quiet = False,
+    ) -> None:
+        """Perplexity, bits per byte, KL, choice accuracy, cache size and speed."""
+        import regear
+
+        result = regear.eval(
+            model,
+            against=against,
+            text=text,
+            tasks=tasks,
+            windows=windows,
+            items=items,
+            speed=speed,
+            report=report,
+            device=device,
+            seed=seed,
+        )
+        show(result, as_json=as_json, quiet=quiet, text=_text(result))
+
+
+def _text(result: dict[str, Any]) -> str:
+    rows = [
+        ("model", result["model"]),
+        ("windows / tokens", f"{result['windows']} / {result['tokens']:,}"),
+        ("perplexity", f"{result['perplexity']:.3f}"),
+        ("bits per byte", f"{result['bits_per_byte']:.4f}"),
+        ("KV cache per token", f"{result['kv_floats_per_token']:,} floats, {result['kv_bytes_per_token']:,} bytes"),
+    ]
+    if "tokens_per_second" in result:
+        speed = result["tokens_per_second"]
+        rows.append(("tokens/s", f"prefill {speed['prefill']:.0f}, decode {speed['decode']:.1f}"))
+    if other := result.get("against"):
+        rows.append(("against", f"{other['model']}: perplexity {other['perplexity']:.3f}"))
+        if other["ratio"] is not None:
+            low, high = other["ratio_ci"]
+            rows.append(("ratio", f"{other['ratio']:.4f} (95 % {low:.4f} to {high:.4f}), KL {other['kl']:.4f}"))
+    for name, task in result.get("tasks", {}).items():
+        line = f"accuracy {task['accuracy']:.3f} of {task['items']} (chance {task['chance']:.2f})"
+        if change := task.get("change"):
+            value, low, high = change["accuracy"]
+            line += f", change {value:+.3f} (95 % {low:+.3f} to {high:+.3f})"
+        rows.append((name, f"{line}, gold log-probability per byte {task['gold_logprob']:.4f}"))
+    return table(rows)

@@ -1,0 +1,62 @@
+"""The `regear` command: words to calls. Verbs import what they need when they run, so that help costs no torch."""
+
+import os
+import sys
+import tempfile
+import traceback
+
+import click
+import typer
+
+from regear.cli import convert, demo, evaluate, fetch, generate, inspect
+from regear.core.errors import RegearError, one_line
+
+app = typer.Typer(
+    name="regear",
+    help="Give a pretrained language model new gears: convert it, measure the change, get an ordinary checkpoint back.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for module in (fetch, convert, evaluate, generate, demo, inspect):
+    module.register(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its code: 0 success, 2 a mistake, 3 an internal failure, 130 interrupted."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; every failure becomes one line on standard error and an exit code."""
+    try:
+        result = app(arguments, standalone_mode=False)
+    except RegearError as error:
+        return _fail(error, error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "regear"
+        return _fail(f"{error.format_message()} See '{path} --help'.", 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; the same command resumes", 130)
+    except Exception as error:  # noqa: BLE001 - the last resort: one line for people, the trace in a file
+        with tempfile.NamedTemporaryFile("w", prefix="regear-", suffix=".trace", delete=False) as trace:
+            trace.write(traceback.format_exc())
+        return _fail(f"internal failure: {type(error).__name__}: {one_line(error)} (trace: {trace.name})", 3)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"regear: {one_line(message)}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

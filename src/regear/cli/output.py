@@ -1,0 +1,42 @@
+"""Options and printing that every verb shares."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no table.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+
+
+def show(result: Any, *, as_json: bool, quiet: bool, text: str) -> None:
+    """Print a verb's result: one JSON object, or the text for people, or nothing."""
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, default=str))
+    elif not quiet:
+        print(text)
+
+
+def table(rows: list[tuple[str, Any]]) -> str:
+    """Two aligned columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def grid(header: list[str], rows: list[list[str]]) -> str:
+    """A table with aligned columns, the first to the left, the rest to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in [header, *rows]
+    ]
+    return "\n".join(lines)
+
+
+def progress(message: str) -> None:
+    """A line for people who watch: on a terminal only."""
+    if sys.stderr.isatty():
+        print(message, file=sys.stderr)

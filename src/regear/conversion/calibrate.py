@@ -1,0 +1,221 @@
+"""Calibration: one pass up the layers, and where a collector wants gradients one pass down, each layer durable.
+
+Statistics live in the cache under one digest of all that decides them (model, windows, collectors, versions,
+threads), a file a layer, so that a killed pass goes on where it was and every later ratio reuses them.
+Going down, each layer is run again from its stored input, so memory stays at one layer.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from regear.conversion.collect import COLLECTORS, Collector, Seen
+from regear.conversion.stream import Batch, Source
+from regear.core.errors import writing
+from regear.core.files import aside
+from regear.models.store import write_shard
+
+Progress = Callable[[str, int, int], None]
+Statistics = list[dict[str, torch.Tensor]]
+# Curvature is settled by half of the tokens that the moments need.
+GRADIENT_STRIDE = 2
+
+
+def calibrate(
+    source: Source,
+    data: Sequence[Batch],
+    collectors: Sequence[str],
+    place: Path,
+    *,
+    seed: int,
+    progress: Progress,
+) -> Statistics:
+    """Every layer's statistics, from the cache at `place` or gathered into it.
+
+    Args:
+        data: windows; the pass down takes every `GRADIENT_STRIDE`-th batch.
+        collectors: names of rows of `COLLECTORS`.
+        seed: of the targets drawn from the model for the Fisher information.
+        progress: told the pass, the layer done, and how many there are.
+    """
+    kinds = [COLLECTORS[name].load() for name in collectors]
+    upward = [kind for kind in kinds if not kind.gradient]
+    downward = [kind for kind in kinds if kind.gradient]
+    place.mkdir(parents=True, exist_ok=True)
+    layers = source.spec.layers
+    work = place / "work"
+    work.mkdir(exist_ok=True)
+    down_done = all(_file(place, "down", i).exists() for i in range(layers))
+    lacks_inputs = bool(downward) and not down_done and not _file(work, "input", layers).exists()
+    if lacks_inputs or not all(_file(place, "up", i).exists() for i in range(layers)):
+        _climb(source, data, upward, bool(downward), place, work, progress)
+    if downward and not down_done:
+        _descend(source, data[::GRADIENT_STRIDE], downward, place, work, seed, progress)
+    shutil.rmtree(work, ignore_errors=True)
+    found: Statistics = []
+    for index in range(layers):
+        found.append(load_file(_file(place, "up", index)))
+        if downward:
+            found[-1] |= load_file(_file(place, "down", index))
+    return found
+
+
+def _file(place: Path, what: str, index: int) -> Path:
+    return place / f"{what}-{index:04d}.safetensors"
+
+
+def _save(path: Path, states: Sequence[torch.Tensor]) -> None:
+    """Scratch that a killed process may need again; it need not survive the machine, so it is not synced."""
+    temporary = aside(path)
+    with writing(temporary):
+        save_file({str(i): state.contiguous() for i, state in enumerate(states)}, temporary)
+        os.replace(temporary, path)
+
+
+def _restore(path: Path, source: Source) -> list[torch.Tensor]:
+    found = load_file(path)
+    return [found[str(i)].to(source.device) for i in range(len(found))]
+
+
+class Tap:
+    """Catches what the attention projections of one layer put out, before any norm, rotation or bias."""
+
+    def __init__(self, layer: Any) -> None:
+        self.outputs: dict[str, torch.Tensor] = {}
+        self.biases: dict[str, torch.Tensor | None] = {}
+        self.handles = []
+        for name in ("q_proj", "k_proj", "v_proj"):
+            module = getattr(layer.self_attn, name)
+            self.biases[name] = module.bias
+            self.handles.append(module.register_forward_hook(self._hook(name)))
+
+    def _hook(self, name: str) -> Callable[[Any, Any, torch.Tensor], None]:
+        def catch(module: Any, arguments: Any, output: torch.Tensor) -> None:
+            self.outputs[name] = output
+
+        return catch
+
+    def seen(self, batch: Batch, gradients: Sequence[torch.Tensor] | None = None) -> Seen:
+        """The last run's outputs at real tokens."""
+        real = batch.real
+
+        def flat(name: str) -> torch.Tensor:
+            rows = self.outputs[name].detach()[real.to(self.outputs[name].device)].cpu()
+            bias = self.biases[name]
+            return rows if bias is None or name == "q_proj" else rows - bias.detach().cpu()
+
+        found = None if gradients is None else torch.cat([g[real.to(g.device)].cpu() for g in gradients], -1)
+        outputs = torch.cat([flat("k_proj"), flat("v_proj")], -1)
+        return Seen(flat("q_proj"), outputs, batch.weight[real], batch.first[real], found)
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _climb(
+    source: Source,
+    data: Sequence[Batch],
+    kinds: Sequence[type[Collector]],
+    keep_inputs: bool,
+    place: Path,
+    work: Path,
+    progress: Progress,
+) -> None:
+    """Up the layers. The newest hidden states are kept, so that a killed pass can go on; with `keep_inputs`, so are
+    every layer's inputs that the pass down will need."""
+    layers = source.spec.layers
+    start, hidden = _resume(source, layers, work)
+    if start == 0:
+        hidden = [source.embed(batch.ids) for batch in data]
+    for index in range(start, layers):
+        if keep_inputs:
+            _save(_file(work, "input", index), hidden[::GRADIENT_STRIDE])
+        layer = source.layer(index)
+        tap = Tap(layer)
+        collectors = [kind(source.spec) for kind in kinds]
+        for number, batch in enumerate(data):
+            hidden[number] = source.run(layer, hidden[number])
+            seen = tap.seen(batch)
+            for collector in collectors:
+                collector.add(seen)
+        write_shard(_file(place, "up", index), {k: v for c in collectors for k, v in c.state().items()})
+        _save(_file(work, "after", index), hidden)
+        _file(work, "after", index - 1).unlink(missing_ok=True)
+        progress("calibrate", index + 1, layers)
+    if keep_inputs:
+        _save(_file(work, "input", layers), hidden[::GRADIENT_STRIDE])
+    _file(work, "after", layers - 1).unlink(missing_ok=True)
+
+
+def _resume(source: Source, layers: int, work: Path) -> tuple[int, list[torch.Tensor]]:
+    """The first layer still to do, and its input; (0, []) when there is nothing to go on from."""
+    for index in reversed(range(layers)):
+        path = _file(work, "after", index)
+        if path.exists():
+            return index + 1, _restore(path, source)
+    return 0, []
+
+
+def _descend(
+    source: Source,
+    data: Sequence[Batch],
+    kinds: Sequence[type[Collector]],
+    place: Path,
+    work: Path,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Down the layers, from the gradient of the loss with targets drawn from the model itself."""
+    layers = source.spec.layers
+    done = [i for i in range(layers) if _file(place, "down", i).exists() and _file(work, "gradient", i).exists()]
+    if done:
+        top, flow = min(done), _restore(_file(work, "gradient", min(done)), source)
+    else:
+        top, flow = layers, _head_gradient(source, data, _restore(_file(work, "input", layers), source), seed)
+    for index in reversed(range(top)):
+        layer = source.layer(index)
+        tap = Tap(layer)
+        collectors = [kind(source.spec) for kind in kinds]
+        inputs = _restore(_file(work, "input", index), source)
+        for number, batch in enumerate(data):
+            with torch.enable_grad():
+                entry = inputs[number].requires_grad_()
+                output = source.run(layer, entry)
+            keys, values = tap.outputs["k_proj"], tap.outputs["v_proj"]
+            flow[number], *gradients = torch.autograd.grad(output, [entry, keys, values], flow[number])
+            seen = tap.seen(batch, gradients)
+            for collector in collectors:
+                collector.add(seen)
+        if index:
+            _save(_file(work, "gradient", index), flow)
+        write_shard(_file(place, "down", index), {k: v for c in collectors for k, v in c.state().items()})
+        _file(work, "gradient", index + 1).unlink(missing_ok=True)
+        progress("curvature", layers - index, layers)
+
+
+def _head_gradient(
+    source: Source, data: Sequence[Batch], hidden: Sequence[torch.Tensor], seed: int
+) -> list[torch.Tensor]:
+    """Gradient in the last layer's output of the loss whose targets the model draws itself, batch by batch."""
+    head = source.head()
+    generator = torch.Generator().manual_seed(seed)
+    flow = []
+    for batch, state in zip(data, hidden, strict=True):
+        gradient = torch.zeros_like(state)
+        for row in range(len(state)):
+            real = batch.real[row].to(state.device)
+            with torch.enable_grad():
+                entry = state[row][real].detach().requires_grad_()
+                logits = head(entry)
+                targets = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
+                loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="sum")
+            gradient[row, real] = torch.autograd.grad(loss, entry)[0]
+        flow.append(gradient)
+    return flow

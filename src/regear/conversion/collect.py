@@ -1,0 +1,105 @@
+"""What calibration gathers in each layer. A collector is one row of `COLLECTORS`; later conversions add theirs.
+
+A collector sees, layer by layer, what the attention projections put out for real tokens (`Seen`); one that asks for
+gradients sees the gradients of the loss in the same places too. Its `state()` is what the cache keeps.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from regear.core.registry import Row, Table
+from regear.models.families import SourceSpec
+from regear.ops.fisher import kronecker_fisher
+from regear.ops.gram import Moments
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Flattened over real tokens. Shapes: queries [N, H*d]; outputs (keys and values before any norm or rotation,
+    without bias) [N, W]; weight and first [N]; gradients in the outputs [N, W], or None."""
+
+    queries: torch.Tensor
+    outputs: torch.Tensor
+    weight: torch.Tensor
+    first: torch.Tensor
+    gradients: torch.Tensor | None = None
+
+
+class Collector(ABC):
+    """Gathers one kind of statistic in one layer."""
+
+    gradient = False
+
+    def __init__(self, spec: SourceSpec) -> None:
+        self.spec = spec
+
+    @abstractmethod
+    def add(self, seen: Seen) -> None:
+        """Take in one batch."""
+
+    @abstractmethod
+    def state(self) -> dict[str, torch.Tensor]:
+        """The statistics, by name."""
+
+
+class KvMoments(Collector):
+    """Gram and mean of [k; v], in float64."""
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec)
+        self.moments = Moments(spec.kv_width)
+
+    def add(self, seen: Seen) -> None:
+        self.moments.add(seen.outputs, seen.weight)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        count = torch.tensor(self.moments.count, dtype=torch.float64)
+        return {"kv_gram": self.moments.second, "kv_mean": self.moments.mean, "kv_count": count}
+
+
+class QueryEnergy(Collector):
+    """Mean square of each query coordinate, [H, d]: what attention makes of an error in the keys."""
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec)
+        self.total = torch.zeros(spec.heads * spec.head_dim, dtype=torch.float64)
+        self.count = 0.0
+
+    def add(self, seen: Seen) -> None:
+        self.total += (seen.queries.double().square() * seen.weight.double()[:, None]).sum(0)
+        self.count += float(seen.weight.double().sum())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"query_energy": (self.total / max(self.count, 1e-300)).view(self.spec.heads, self.spec.head_dim)}
+
+
+class KvFisher(Collector):
+    """The loss's curvature in [k; v] as a Kronecker product; keeps one layer's outputs and gradients to fit it."""
+
+    gradient = True
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec)
+        self.rows: list[Seen] = []
+
+    def add(self, seen: Seen) -> None:
+        self.rows.append(seen)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        outputs = torch.cat([seen.outputs for seen in self.rows])
+        gradients = torch.cat([seen.gradients for seen in self.rows if seen.gradients is not None])
+        weight = torch.cat([seen.weight for seen in self.rows])
+        gram, metric = kronecker_fisher(outputs, gradients, weight)
+        return {"fisher_gram": gram, "fisher_metric": metric}
+
+
+COLLECTORS = Table(
+    "collector",
+    [
+        Row("kv-moments", None, "regear.conversion.collect:KvMoments", "Gram and mean of keys and values"),
+        Row("query-energy", None, "regear.conversion.collect:QueryEnergy", "mean square of the queries"),
+        Row("kv-fisher", None, "regear.conversion.collect:KvFisher", "curvature of the loss in keys and values"),
+    ],
+)

@@ -1,0 +1,262 @@
+"""`regear convert`: the driver that every conversion runs under.
+
+Nothing is read before the recipe, the model's config and the tensor headers fit together; nothing appears at the
+output before it has been reloaded and compared; and all that was durable when a run was killed is used again.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regear.conversion.base import Conversion, Progress, Texts
+from regear.conversion.recipes import ConvertRecipe
+from regear.conversion.table import CONVERSIONS
+from regear.conversion.verify import compare, decode_section, quality_sections
+from regear.core import card
+from regear.core.errors import RecipeError, writing
+from regear.core.files import home, read_json, write_json, write_text
+from regear.core.machine import peak_rss_bytes, versions
+from regear.core.provenance import fingerprint, model_digest
+from regear.core.recipe import apply_changes, read_yaml, set_key, validate
+from regear.core.report import Plot, Report, Section
+from regear.core.run import Run, is_done
+from regear.models.builtin import EMBEDDED, resolve
+from regear.models.families import describe
+from regear.models.load import load_tokenizer
+from regear.models.store import Store
+from regear.tasks.choice import load as load_task
+from regear.tasks.text import digest_of, read_documents, take_tokens, windows_of
+
+USES = ("calibration", "selection", "evaluation")
+CARRIED = ("tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+GENERATION = "generation_config.json"
+
+
+def silent(stage: str, step: int, steps: int) -> None:
+    """Progress for nobody."""
+
+
+def build_recipe(to: str | None, config: str | Path | None, changes: Sequence[str]) -> tuple[ConvertRecipe, str]:
+    """The checked recipe and the conversion's name: defaults, then the file, then `key=value` words, then `to`.
+
+    Raises:
+        RecipeError: anything unknown, out of range or contradictory.
+    """
+    values = read_yaml(Path(config)) if config is not None else {}
+    apply_changes(values, changes)
+    if to is not None:
+        set_key(values, "convert.to", to)
+    section = values.get("convert")
+    name = str(section.get("to", "mla")) if isinstance(section, dict) else "mla"
+    model: type[ConvertRecipe] = CONVERSIONS[name].recipe  # type: ignore[assignment]
+    return validate(model, values), name
+
+
+def open_source(model: str | Path, recipe: ConvertRecipe, to: str) -> tuple[Path, Conversion[Any]]:
+    """The model's directory and the conversion of it, checked from headers alone.
+
+    Raises:
+        CheckpointError, IncompatibleModel: the model is missing, damaged or of no use to this conversion.
+    """
+    directory = resolve(model)
+    store = Store(directory)
+    spec = describe(store.config)
+    store.require(spec.tensors())
+    return directory, CONVERSIONS[to].load()(store, spec, recipe)
+
+
+def read_texts(recipe: ConvertRecipe, directory: Path) -> Texts:
+    """Windows and token ids for every use of text.
+
+    Raises:
+        DataError: a text is missing, not UTF-8 or shorter than one window.
+    """
+    tokenizer = load_tokenizer(directory)
+    windows, ids = {}, {}
+    for use in USES:
+        wanted = getattr(recipe, use)
+        found = windows_of(read_documents(wanted.text, use))
+        windows[use], ids[use] = take_tokens(found, tokenizer, wanted.tokens)
+    return Texts(windows, ids)
+
+
+def calibration_place(recipe: ConvertRecipe, source_digest: str, texts: Texts) -> Path:
+    """Where the cache keeps the statistics of this model on this text."""
+    identity = {
+        "model": source_digest,
+        "text": digest_of(texts.windows["calibration"]),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "seed": recipe.seed,
+    }
+    return home() / "calibration" / fingerprint(identity)[:32]
+
+
+def convert(
+    model: str | Path,
+    output: str | Path | None = None,
+    *changes: str,
+    to: str | None = None,
+    config: str | Path | None = None,
+    tasks: Sequence[str] = (),
+    force: bool = False,
+    dry_run: bool = False,
+    seed: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Convert a model's architecture and measure what that changed.
+
+    Args:
+        model: directory, hub id or embedded name.
+        output: the directory to make; it appears whole, by one rename. Not needed with `dry_run`.
+        changes: `key=value` words over the recipe.
+        to: the conversion, a row of `CONVERSIONS`.
+        config: a recipe file.
+        tasks: multiple-choice tasks to score before and after.
+        force: replace an output of another recipe, text or model.
+        dry_run: print sizes, ranks and refusals only; no weight is read.
+        seed: over the recipe's.
+        progress: told a stage, the step done, and how many there are.
+
+    Returns the JSON object that `regear convert --json` prints.
+
+    Raises:
+        RecipeError, IncompatibleModel, CheckpointError, DataError: before anything appears at the output.
+    """
+    if seed is not None:
+        changes = (*changes, f"seed={seed}")
+    recipe, name = build_recipe(to, config, changes)
+    directory, conversion = open_source(model, recipe, name)
+    plan = conversion.plan()
+    if dry_run:
+        facts = {key: value for key, value in asdict(plan).items() if not key.startswith("kv_floats")}
+        kv = {"before": plan.kv_floats_before, "after": plan.kv_floats_after}
+        return {"dry_run": True, "to": name, "format": conversion.format, "kv_floats_per_token": kv, **facts}
+    if output is None:
+        raise RecipeError("no output given; name one with -o DIR, or pass --dry-run")
+    for task in tasks:
+        load_task(task)
+    texts = read_texts(recipe, directory)
+    conversion.check_texts(texts, _warn)
+    job = Job(conversion, texts, directory, Path(output), source_name(model, directory), name, list(tasks))
+    if is_done(job.output, job.fingerprint, force=force):
+        return {**job.result(read_json(job.output / "regear.json"), 0.0), "already_done": True}
+    return job.run(progress)
+
+
+def _warn(message: str) -> None:
+    print(f"regear: warning: {message}", file=sys.stderr)
+
+
+def source_name(model: str | Path, directory: Path) -> str:
+    """What a card may say of the source: a name, never a place."""
+    if str(model) in EMBEDDED:
+        return EMBEDDED[str(model)].origin
+    return directory.resolve().name if Path(model).exists() else str(model)
+
+
+class Job:
+    """One conversion with its inputs fixed: their identity, the steps, the record."""
+
+    def __init__(
+        self,
+        conversion: Conversion[Any],
+        texts: Texts,
+        directory: Path,
+        output: Path,
+        source: str,
+        to: str,
+        tasks: list[str],
+    ) -> None:
+        self.conversion, self.texts, self.directory = conversion, texts, directory
+        self.output, self.source, self.to, self.tasks = output, source, to, tasks
+        recipe: ConvertRecipe = conversion.recipe
+        self.inputs = {
+            "model": model_digest(directory),
+            "texts": {use: digest_of(texts.windows[use]) for use in USES},
+            "recipe": recipe.model_dump(mode="json") | {use: getattr(recipe, use).named() for use in USES},
+            "tasks": tasks,
+            "source": source,
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+        }
+        self.fingerprint = fingerprint(self.inputs)
+
+    def run(self, progress: Progress) -> dict[str, Any]:
+        """All steps; the output appears at the end."""
+        recipe = self.conversion.recipe
+        with Run(self.output, self.fingerprint, self.inputs["recipe"]) as run:
+            place = calibration_place(recipe, self.inputs["model"], self.texts)
+            chosen = self.conversion.prepare(self.texts, place, progress)
+            run.log("prepared", **chosen)
+            self.conversion.write(run.staging, progress)
+            self._carry(run.staging)
+            run.log("written")
+            progress("compare", 0, 1)
+            windows = self.texts.windows["evaluation"]
+            measured, decode = compare(self.directory, run.staging, windows, self.tasks, recipe.seed)
+            progress("compare", 1, 1)
+            inside, plots = self.conversion.explain()
+            write_text(run.staging / "README.md", self._card([*quality_sections(measured), *inside]))
+            record = {"fingerprint": self.fingerprint, "to": self.to, "format": self.conversion.format}
+            record |= {**self.inputs, "chosen": chosen, "measured": measured}
+            write_json(run.staging / "regear.json", record)
+            result = self.result(record, time.monotonic() - run.started)
+            run.log("measured", **result)
+            timed, curve = decode_section(decode)
+            self._report(run.directory, result, [*quality_sections(measured), timed, *inside], [curve, *plots])
+            run.publish()
+        return result
+
+    def result(self, record: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The JSON object of the verb, from what the checkpoint records."""
+        measured = record["measured"]
+        return {
+            "output": str(self.output),
+            "to": self.to,
+            "format": record["format"],
+            "kv_floats_per_token": measured["kv_floats_per_token"],
+            "perplexity": measured["perplexity"],
+            "kl": measured["kl"],
+            "tasks": measured["tasks"],
+            "report": str(self.output.with_name(self.output.name + ".run") / "report.html"),
+            "seconds": round(seconds, 3),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+    def _carry(self, staging: Path) -> None:
+        """Tokenizer, chat template, generation settings, licence and notices go along unchanged."""
+        for path in sorted({p for pattern in (*CARRIED, GENERATION) for p in self.directory.glob(pattern)}):
+            with writing(staging / path.name):
+                shutil.copyfile(path, staging / path.name)
+        card.carry_notices(self.directory, staging)
+
+    def _card(self, sections: Sequence[Section]) -> str:
+        recipe = self.conversion.recipe.convert.model_dump(mode="json", exclude_none=True)
+        settings = ", ".join(f"{key} {value}" for key, value in recipe.items() if key != "to")
+        lead = (
+            f"{self.source} with its attention converted by regear: {CONVERSIONS[self.to].help}. "
+            f"Settings: {settings}. Load it with stock transformers and `trust_remote_code=True`; the modelling code "
+            "travels in this directory. `regear.json` records digests, versions and every figure below."
+        )
+        return card.render(
+            f"{self.source.split('/')[-1]} as {self.conversion.format}",
+            lead,
+            sections,
+            source=card.source_metadata(self.directory),
+            base=self.source,
+            tags=["regear", self.to],
+        )
+
+    def _report(
+        self, directory: Path, result: dict[str, Any], sections: Sequence[Section], plots: Sequence[Plot]
+    ) -> None:
+        write_json(directory / "report.json", result)
+        lead = f"Output {self.output}; {result['seconds']:.0f} s, peak memory {result['peak_rss_bytes'] / 2**30:.2f} GiB."
+        Report(f"{self.source} → {self.conversion.format}", sections, plots, lead).write(directory / "report.html")

@@ -1,0 +1,355 @@
+"""GQA → MLA with exact RoPE (CARE; metrics beyond it).
+
+Source: CARE (arXiv 2603.17946): K = (X W_K^a) W_K^b and V = (X W_V^a) W_V^b, factors optimal for the activations,
+ranks per layer. Here y = [k; v] = W x + b before any norm or rotation, the latent is c = E W x, and [k; v] is rebuilt
+as U c + b: biases stay exact, QK-norm and RoPE act after the up-projection and stay exact too.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regear.conversion.base import Conversion, Plan, Progress, Texts
+from regear.conversion.calibrate import Statistics, calibrate
+from regear.conversion.factors import FACTORS, LayerView, bases
+from regear.conversion.recipes import MlaConvertRecipe, MlaRecipe
+from regear.conversion.stream import Edit, Source, batches, losses
+from regear.core.errors import DataError
+from regear.core.files import digest, read_json, write_json
+from regear.core.report import Plot, Section, Series
+from regear.models.mla import modeling_regear_mla as modeling
+from regear.models.store import BYTES, DTYPES, plan_shards, shard_names, write_index, write_shard
+from regear.ops import ranks as rules
+from regear.ops.lowrank import Basis
+
+VALUE_WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01)
+SENSITIVITY_WINDOWS = 4
+# A fitted curvature is trusted within these shares of the mean rank.
+CURVATURE_BOUNDS = (0.75, 1.4)
+MEASURED_BOUNDS = (0.5, 1.7)
+REPLACED = ("self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
+
+
+@dataclass(frozen=True)
+class Factored:
+    """One layer's new tensors in float64: down [r, D], key [G*d, r_k], value [G*d, r_v]; ranks are [r, r_k, r_v]."""
+
+    down: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+
+    @property
+    def ranks(self) -> list[int]:
+        return [len(self.down), self.key.shape[1], self.value.shape[1]]
+
+    def edit(self, key_bias: torch.Tensor | None, value_bias: torch.Tensor | None) -> Edit:
+        """The same map as dense weights, to run inside the source model."""
+        r, r_k, r_v = self.ranks
+        return Edit(self.key @ self.down[:r_k], self.value @ self.down[r - r_v :], key_bias, value_bias)
+
+
+def assemble(found: Sequence[Basis], weight: torch.Tensor, ranks: Sequence[int]) -> Factored:
+    """Cut bases to ranks: one basis and one rank for a joint latent, two of each for separate ones."""
+    half = len(weight) // 2
+    if len(found) == 1:
+        up = found[0].decode[:, : ranks[0]]
+        return Factored(found[0].encode[: ranks[0]] @ weight, up[:half], up[half:])
+    keys, values = found
+    down = torch.cat([keys.encode[: ranks[0]] @ weight[:half], values.encode[: ranks[1]] @ weight[half:]])
+    return Factored(down, keys.decode[:, : ranks[0]], values.decode[:, : ranks[1]])
+
+
+def allocate(
+    recipe: MlaRecipe, spectra: list[list[list[float]]], budget: int, high: int, sensitivity: Sequence[float] | None
+) -> list[list[int]]:
+    """Ranks of every layer, [layer][branch]; the budget is shared equally between branches.
+
+    Args:
+        spectra: [branch][layer][direction], descending.
+        budget: floats per token summed over layers.
+        high: the most ranks a branch of a layer can use.
+        sensitivity: of each layer, for `measured`.
+    """
+    columns = []
+    for spectrum in spectra:
+        layers, share, step = len(spectrum), budget // len(spectra), recipe.align
+        if recipe.allocate == "uniform":
+            columns.append(rules.uniform(layers, share, step=step, high=high))
+            continue
+        bounds = {"curvature": CURVATURE_BOUNDS, "measured": MEASURED_BOUNDS}.get(recipe.allocate, (0.5, 2.0))
+        low, top = rules.bounds(layers, share, high, step=step, low=bounds[0], high=bounds[1])
+        match recipe.allocate:
+            case "energy":
+                score = rules.energy_score(spectrum, step)
+            case "care":
+                score = rules.care_score(spectrum, step)
+            case "care_code":
+                score = rules.care_code_score(spectrum, step, low)
+            case "measured":
+                score = rules.measured_score(spectrum, step, sensitivity or [], high // 4)
+            case _:
+                score = rules.curvature_score(spectrum, step)
+        columns.append(rules.greedy(score, layers, share, step=step, low=low, high=top))
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+class MlaConversion(Conversion[MlaConvertRecipe]):
+    """See the module's docstring."""
+
+    @property
+    def format(self) -> str:
+        return self.recipe.convert.format
+
+    @property
+    def budget(self) -> int:
+        """Latent floats per token, summed over layers: at most this many."""
+        return int(self.recipe.convert.ratio * self.spec.kv_floats_per_token)
+
+    @property
+    def high(self) -> int:
+        """Ranks beyond this are of no use to one branch."""
+        width = self.spec.kv_width if self.recipe.convert.branches == "joint" else self.spec.branch_width
+        return min(width, self.spec.hidden)
+
+    def plan(self) -> Plan:
+        spec, recipe = self.spec, self.recipe.convert
+        branches = 1 if recipe.branches == "joint" else 2
+        # The rank of a uniform split stands for the plan; it also refuses a budget below one rank.
+        rank = rules.uniform(spec.layers, self.budget // branches, step=recipe.align, high=self.high)[0] * branches
+        old = 2 * spec.branch_width * spec.hidden * spec.layers
+        new = rank * (spec.hidden + spec.branch_width * (2 if branches == 1 else 1)) * spec.layers
+        before = sum(_count(shape) for shape in self.store.shapes.values())
+        item = BYTES[self.store.dtypes["model.layers.0.self_attn.k_proj.weight"]]
+        layer_bytes = 4 * sum(_count(shape) for shape in spec.layer_tensors().values())
+        vocabulary_bytes = 4 * spec.vocabulary * spec.hidden
+        windows = self.recipe.calibration.tokens * spec.hidden * 4
+        return Plan(
+            kv_floats_before=spec.kv_floats_per_token,
+            kv_floats_after=min(self.budget, self.high * branches * spec.layers),
+            parameters_before=before,
+            parameters_after=before - old + new,
+            output_bytes=(before - old + new) * item,
+            memory_bytes=max(layer_bytes * 2, vocabulary_bytes) + 2 * windows + 3 * 8 * spec.kv_width**2,
+            facts={"mean_rank": self.budget / spec.layers, "width": spec.kv_width, "layers": spec.layers},
+        )
+
+    def check_texts(self, texts: Texts, warn: Callable[[str], None]) -> None:
+        tokens, width = texts.tokens("calibration"), self.spec.kv_width
+        if tokens < 2 * width:
+            raise DataError(
+                f"the calibration text holds {tokens} tokens; wanted at least {2 * width}, twice the width of keys and "
+                "values: give more text, or raise calibration.tokens"
+            )
+        if tokens < 4 * width:
+            warn(f"only {tokens} calibration tokens for a width of {width}; {4 * width} or more give steadier factors")
+
+    def prepare(self, texts: Texts, place: Path, progress: Progress) -> dict[str, Any]:
+        self.source = Source(self.store, self.spec)
+        recipe = self.recipe.convert
+        self.statistics = self._calibrate(texts, place, progress)
+        weight = self._value_weight(texts) if recipe.factor == "attention" else None
+        self._factorise(weight or 1.0)
+        sensitivity = self._sensitivity(texts, place) if recipe.allocate == "measured" else None
+        self._choose(recipe, sensitivity)
+        chosen: dict[str, Any] = {"latent_ranks": [f.ranks for f in self.factored]}
+        if weight is not None:
+            chosen["value_weight"] = weight
+        if sensitivity is not None:
+            chosen["sensitivity"] = sensitivity
+        return chosen
+
+    def _calibrate(self, texts: Texts, place: Path, progress: Progress) -> Statistics:
+        # Moments are always gathered: the report's errors and every other factor's sweep read them.
+        names = sorted({"kv-moments", "query-energy", *FACTORS[self.recipe.convert.factor].collectors})
+        weights = [window.weight for window in texts.windows["calibration"]]
+        data = batches(texts.ids["calibration"], weights)
+        return calibrate(self.source, data, names, place, seed=self.recipe.seed, progress=progress)
+
+    def _view(self, index: int, value_weight: float) -> LayerView:
+        prefix = f"model.layers.{index}.self_attn."
+        read = self.source.tensor
+        weight = torch.cat([read(f"{prefix}{x}_proj.weight") for x in "kv"]).double().cpu()
+        norm = read(f"{prefix}k_norm.weight").cpu() if self.spec.qk_norm else None
+        output = read(f"{prefix}o_proj.weight").cpu()
+        return LayerView(self.spec, self.statistics[index], weight, output, norm, value_weight)
+
+    def _factorise(self, value_weight: float) -> None:
+        recipe = self.recipe.convert
+        self.views = [self._view(index, value_weight) for index in range(self.spec.layers)]
+        self.bases = [bases(view, recipe.factor, recipe.branches) for view in self.views]
+
+    def _choose(self, recipe: MlaRecipe, sensitivity: Sequence[float] | None = None) -> None:
+        spectra = [[basis.values.tolist() for basis in column] for column in zip(*self.bases, strict=True)]
+        ranks = allocate(recipe, spectra, self.budget, self.high, sensitivity)
+        self.factored = [
+            assemble(found, view.weight, rank) for found, view, rank in zip(self.bases, self.views, ranks, strict=True)
+        ]
+
+    def _biases(self, index: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if not self.spec.kv_bias:
+            return None, None
+        prefix = f"model.layers.{index}.self_attn."
+        return self.source.tensor(f"{prefix}k_proj.bias"), self.source.tensor(f"{prefix}v_proj.bias")
+
+    def edits(self) -> list[Edit]:
+        """The converted model as dense weights for the source's layers; what it computes is the same."""
+        return [factored.edit(*self._biases(index)) for index, factored in enumerate(self.factored)]
+
+    def _value_weight(self, texts: Texts) -> float:
+        """The given weight of the values, or the one with the least loss on selection text."""
+        given = self.recipe.convert.value_weight
+        if isinstance(given, float):
+            return given
+        variants = []
+        for weight in VALUE_WEIGHTS:
+            self._factorise(weight)
+            # Ranks are chosen after the weight, so the weight is judged at equal ranks.
+            self._choose(self.recipe.convert.model_copy(update={"allocate": "uniform"}))
+            variants.append(self.edits())
+        data = batches(texts.ids["selection"], [1.0] * len(texts.ids["selection"]))
+        found = [result.mean for result in losses(self.source, data, [None, *variants])[1:]]
+        return VALUE_WEIGHTS[found.index(min(found))]
+
+    def _sensitivity(self, texts: Texts, place: Path) -> list[float]:
+        """Rise in log-perplexity on selection text when one layer alone is cut to a quarter; cached for every ratio."""
+        recipe = self.recipe.convert
+        key = digest({"factor": recipe.factor, "branches": recipe.branches, "ids": texts.ids["selection"]})
+        path = place / f"sensitivity-{key[:16]}.json"
+        if path.exists():
+            return list(read_json(path))
+        variants: list[list[Edit | None]] = []
+        for index in range(self.spec.layers):
+            cut = assemble(self.bases[index], self.views[index].weight, [self.high // 4] * len(self.bases[index]))
+            variant: list[Edit | None] = [None] * self.spec.layers
+            variant[index] = cut.edit(*self._biases(index))
+            variants.append(variant)
+        rows = texts.ids["selection"][:: max(1, len(texts.ids["selection"]) // SENSITIVITY_WINDOWS)]
+        base, *cuts = losses(self.source, batches(rows, [1.0] * len(rows)), [None, *variants])
+        found = [max(result.mean - base.mean, 0.0) for result in cuts]
+        write_json(path, found)
+        return found
+
+    def write(self, staging: Path, progress: Progress) -> None:
+        dtype = DTYPES[self.store.dtypes["model.layers.0.self_attn.k_proj.weight"]]
+        sizes = self._sizes(dtype.itemsize)
+        shards = plan_shards(sizes)
+        names = shard_names(len(shards))
+        for number, (file, members) in enumerate(zip(names, shards, strict=True), 1):
+            if not (staging / file).exists():
+                write_shard(staging / file, {name: self._tensor(name, dtype) for name in members})
+            progress("write", number, len(shards))
+        write_index(staging, dict(zip(names, shards, strict=True)), sum(sizes.values()))
+        self._config(str(dtype).removeprefix("torch.")).save_pretrained(staging)
+        shutil.copyfile(str(modeling.__file__), staging / "modeling_regear_mla.py")
+
+    def _sizes(self, item: int) -> dict[str, int]:
+        """Bytes of every output tensor, in the order of the source."""
+        sizes: dict[str, int] = {}
+        for name in self.spec.tensors():
+            if not name.endswith(REPLACED):
+                sizes[name] = self.store.bytes_of([name])
+            elif name.endswith("k_proj.weight"):
+                prefix = name.removesuffix("k_proj.weight")
+                new = self.factored[int(name.split(".")[2])]
+                for part, tensor in (("kv_a_proj", new.down), ("k_b_proj", new.key), ("v_b_proj", new.value)):
+                    sizes[f"{prefix}{part}.weight"] = tensor.numel() * item
+                if self.spec.kv_bias:
+                    sizes |= {f"{prefix}{x}_b_proj.bias": self.spec.branch_width * item for x in "kv"}
+        return sizes
+
+    def _tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        for part, attribute in (("kv_a_proj", "down"), ("k_b_proj", "key"), ("v_b_proj", "value")):
+            if name.endswith(f"{part}.weight"):
+                found: torch.Tensor = getattr(self.factored[int(name.split(".")[2])], attribute)
+                return found.to(dtype)
+        return self.store.read(name.replace("k_b_proj.bias", "k_proj.bias").replace("v_b_proj.bias", "v_proj.bias"))
+
+    def _config(self, dtype: str) -> Any:
+        spec, source = self.spec, self.store.config
+        kept = ("max_position_embeddings", "rms_norm_eps", "initializer_range", "hidden_act", "attention_dropout")
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        rope = dict(source.get("rope_parameters") or source.get("rope_scaling") or {})
+        rope["rope_type"] = spec.rope_type
+        rope.setdefault("rope_theta", source.get("rope_theta", 10000.0))
+        module = "modeling_regear_mla"
+        return modeling.RegearMlaConfig(
+            **{key: source[key] for key in (*kept, *tokens) if source.get(key) is not None},
+            architectures=["RegearMlaForCausalLM"],
+            auto_map={
+                "AutoConfig": f"{module}.RegearMlaConfig",
+                "AutoModelForCausalLM": f"{module}.RegearMlaForCausalLM",
+            },
+            vocab_size=spec.vocabulary,
+            hidden_size=spec.hidden,
+            intermediate_size=spec.intermediate,
+            num_hidden_layers=spec.layers,
+            num_attention_heads=spec.heads,
+            num_key_value_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            rope_parameters={key: value for key, value in rope.items() if key != "type"},
+            tie_word_embeddings=spec.tied,
+            mlp_bias=spec.mlp_bias,
+            q_bias=spec.kv_bias,
+            kv_bias=spec.kv_bias,
+            o_bias=spec.o_bias,
+            qk_norm=spec.qk_norm,
+            latent_ranks=[factored.ranks for factored in self.factored],
+            dtype=dtype,
+        )
+
+    def layer_errors(self) -> list[float]:
+        """Share of each layer's output energy E‖y‖² that the bottleneck loses, on calibration text."""
+        errors = []
+        for view, factored, statistics in zip(self.views, self.factored, self.statistics, strict=True):
+            gram = statistics["kv_gram"]
+            rebuilt = factored.edit(None, None)
+            dense = torch.cat([rebuilt.key, rebuilt.value])
+            # ŷ = P y with P W = dense; solved in the least-squares sense on the range of W.
+            project = dense @ torch.linalg.pinv(view.weight)
+            rest = torch.eye(len(gram), dtype=torch.float64) - project
+            errors.append(float((rest @ gram @ rest.T).trace() / gram.trace()))
+        return errors
+
+    def explain(self) -> tuple[list[Section], list[Plot]]:
+        errors = self.layer_errors()
+        ranks = [factored.ranks for factored in self.factored]
+        layers = list(range(self.spec.layers))
+        table = Section(
+            "Ranks",
+            ["layer", "latent floats", "for keys", "for values", "output energy lost"],
+            [[str(i), *ranks[i], errors[i]] for i in layers],
+        )
+        plots = [
+            Plot("Latent floats by layer", [Series("latent", layers, [r[0] for r in ranks])], "layer", "floats a token"),
+            Plot("Output energy lost by layer", [Series("lost", layers, errors)], "layer", "share of E‖y‖²"),
+        ]
+        return [table, self._costs(ranks)], plots
+
+    def _costs(self, ranks: Sequence[Sequence[int]]) -> Section:
+        """Arithmetic of one decoded token against the context: what keys that cannot be absorbed cost."""
+        spec = self.spec
+        rows = []
+        for context in (512, 2048, 8192, 32768):
+            before = 4 * context * spec.heads * spec.head_dim * spec.layers
+            after = sum(
+                2 * context * (r_k * spec.branch_width + spec.heads * (spec.head_dim + r_v)) for _, r_k, r_v in ranks
+            )
+            cached = [context * floats for floats in (spec.kv_floats_per_token, sum(r for r, _, _ in ranks))]
+            rows.append([str(context), before / 1e6, after / 1e6, *(floats / 1e6 for floats in cached)])
+        note = (
+            "With exact RoPE the keys are rebuilt from the latents and rotated at every step (2·T·r_k·G·d operations a "
+            "layer); values are absorbed. The cache is smaller, the step is not cheaper: choose this form to fit more "
+            "context or more requests into memory, not to decode faster at long context. Those who need faster "
+            "long-context decoding should not use it."
+        )
+        header = ["context", "attention MFLOP before", "after", "cache Mfloats before", "after"]
+        return Section("Cost of decoding one token", header, rows, note)
+
+
+def _count(shape: Sequence[int]) -> int:
+    return int(torch.Size(shape).numel())
+

@@ -1,0 +1,102 @@
+"""Recipes of the conversions; no torch here, so that they can be checked and listed at once."""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from regear.core.recipe import Recipe, closest
+
+# Named bundles; a key given beside a preset wins over it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "best": {},
+    "care": {"factor": "care", "branches": "separate", "allocate": "care"},
+    "care-code": {"factor": "care", "branches": "separate", "allocate": "care_code"},
+    "care-uniform": {"factor": "care", "branches": "joint", "allocate": "uniform"},
+    "svd": {"factor": "svd", "branches": "joint", "allocate": "uniform"},
+    "forward-only": {"factor": "attention", "branches": "joint", "allocate": "measured"},
+}
+
+
+class TextRecipe(Recipe):
+    """Texts for one use: files (text, or JSONL rows `{text, weight}`) or `builtin`, and how many tokens to take."""
+
+    text: list[str] = ["builtin"]
+    tokens: int = Field(8192, ge=1)
+
+    def named(self) -> dict[str, Any]:
+        """What a checkpoint records: file names without their places."""
+        return {"text": [Path(name).name for name in self.text], "tokens": self.tokens}
+
+
+class MlaRecipe(Recipe):
+    """How grouped-query attention becomes latent attention."""
+
+    to: Literal["mla"] = "mla"
+    preset: str | None = None
+    kv_ratio: float | str = 0.5
+    factor: Literal["svd", "care", "balanced", "attention", "fisher"] = "fisher"
+    value_weight: Literal["auto"] | float | None = None
+    branches: Literal["joint", "separate"] = "joint"
+    allocate: Literal["uniform", "care", "care_code", "energy", "measured", "curvature"] = "curvature"
+    align: int = Field(1, ge=1)
+    rope: Literal["exact"] = "exact"
+    format: Literal["regear_mla"] = "regear_mla"
+    dtype: Literal["source"] = "source"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """Lay the preset under what was given, and pick an allocation that the factor can carry."""
+        if not isinstance(values, dict):
+            return values
+        name = values.get("preset")
+        if name is not None:
+            if name not in PRESETS:
+                raise ValueError(f"unknown preset {name!r}{closest(str(name), PRESETS)}; known: {', '.join(PRESETS)}")
+            values = {**PRESETS[name], **values}
+        if values.get("factor", "fisher") != "fisher" and "allocate" not in values:
+            values = {**values, "allocate": "uniform"}
+        return values
+
+    @field_validator("kv_ratio")
+    @classmethod
+    def _ratio(cls, value: float | str) -> float | str:
+        try:
+            found = Fraction(str(value))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"found {value!r}; wanted a number or a fraction such as 1/3") from None
+        if not 0 < found <= 1:
+            raise ValueError(f"found {value}; wanted above 0 and at most 1 (1 keeps the cache as large as it is)")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "MlaRecipe":
+        if self.value_weight is not None and self.factor != "attention":
+            raise ValueError(f"value_weight belongs to factor=attention; found factor={self.factor}")
+        if isinstance(self.value_weight, float) and self.value_weight <= 0:
+            raise ValueError(f"value_weight must be above 0; found {self.value_weight}")
+        if self.allocate == "curvature" and self.factor != "fisher":
+            raise ValueError(f"allocate=curvature compares losses and needs factor=fisher; found factor={self.factor}")
+        return self
+
+    @property
+    def ratio(self) -> Fraction:
+        """The cache's share of the source's, exactly."""
+        return Fraction(str(self.kv_ratio))
+
+
+class ConvertRecipe(Recipe):
+    """What every conversion takes: its own part, texts by use, a seed."""
+
+    seed: int = 0
+    calibration: TextRecipe = TextRecipe(tokens=30720)
+    selection: TextRecipe = TextRecipe(tokens=8192)
+    evaluation: TextRecipe = TextRecipe(tokens=8192)
+
+
+class MlaConvertRecipe(ConvertRecipe):
+    """`regear convert --to mla`."""
+
+    convert: MlaRecipe = MlaRecipe()

