@@ -44,7 +44,9 @@ def register(app: typer.Typer) -> None:
         from regear.pipeline.doctor import examine
 
         checks = examine()
-        text = grid(["check", "works", "detail"], [[c["check"], "yes" if c["works"] else "NO", c["detail"]] for c in checks])
+        text = grid(
+            ["check", "works", "detail"], [[c["check"], "yes" if c["works"] else "NO", c["detail"]] for c in checks]
+        )
         works = all(c["works"] for c in checks if c["needed"])
         show({"checks": checks, "works": works}, as_json=as_json, quiet=quiet, text=text)
         return 0 if works else 3

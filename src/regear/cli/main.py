@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{error.format_message()} See '{path} --help'.", 2)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted; the same command resumes", 130)
-    except Exception as error:  # noqa: BLE001 - the last resort: one line for people, the trace in a file
+    except Exception as error:
         with tempfile.NamedTemporaryFile("w", prefix="regear-", suffix=".trace", delete=False) as trace:
             trace.write(traceback.format_exc())
         return _fail(f"internal failure: {type(error).__name__}: {one_line(error)} (trace: {trace.name})", 3)

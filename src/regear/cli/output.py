@@ -1,7 +1,6 @@
 """Options and printing that every verb shares."""
 
 import json
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -27,16 +26,12 @@ def table(rows: list[tuple[str, Any]]) -> str:
 
 
 def grid(header: list[str], rows: list[list[str]]) -> str:
-    """A table with aligned columns, the first to the left, the rest to the right."""
+    """A table with aligned columns, figures to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in [header, *rows]
-    ]
+    figures = [bool(rows) and all(row[i][:1] in "0123456789+-–" for row in rows) for i in range(len(header))]
+    columns = list(zip(widths, figures, strict=True))
+    lines = []
+    for row in [header, *rows]:
+        cells = [c.rjust(w) if figure else c.ljust(w) for c, (w, figure) in zip(row, columns, strict=True)]
+        lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def progress(message: str) -> None:
-    """A line for people who watch: on a terminal only."""
-    if sys.stderr.isatty():
-        print(message, file=sys.stderr)

@@ -177,7 +177,7 @@ class Job:
         self.conversion, self.texts, self.directory = conversion, texts, directory
         self.output, self.source, self.to, self.tasks = output, source, to, tasks
         recipe: ConvertRecipe = conversion.recipe
-        self.inputs = {
+        self.inputs: dict[str, Any] = {
             "model": model_digest(directory),
             "texts": {use: digest_of(texts.windows[use]) for use in USES},
             "recipe": recipe.model_dump(mode="json") | {use: getattr(recipe, use).named() for use in USES},
@@ -204,7 +204,7 @@ class Job:
             progress("compare", 1, 1)
             inside, plots = self.conversion.explain()
             write_text(run.staging / "README.md", self._card([*quality_sections(measured), *inside]))
-            record = {"fingerprint": self.fingerprint, "to": self.to, "format": self.conversion.format}
+            record: dict[str, Any] = {"fingerprint": self.fingerprint, "to": self.to, "format": self.conversion.format}
             record |= {**self.inputs, "chosen": chosen, "measured": measured}
             write_json(run.staging / "regear.json", record)
             result = self.result(record, time.monotonic() - run.started)
@@ -258,5 +258,7 @@ class Job:
         self, directory: Path, result: dict[str, Any], sections: Sequence[Section], plots: Sequence[Plot]
     ) -> None:
         write_json(directory / "report.json", result)
-        lead = f"Output {self.output}; {result['seconds']:.0f} s, peak memory {result['peak_rss_bytes'] / 2**30:.2f} GiB."
+        lead = (
+            f"Output {self.output}; {result['seconds']:.0f} s, peak memory {result['peak_rss_bytes'] / 2**30:.2f} GiB."
+        )
         Report(f"{self.source} → {self.conversion.format}", sections, plots, lead).write(directory / "report.html")

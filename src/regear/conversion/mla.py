@@ -20,6 +20,7 @@ from regear.conversion.recipes import MlaConvertRecipe, MlaRecipe
 from regear.conversion.stream import Edit, Source, batches, losses
 from regear.core.errors import DataError
 from regear.core.files import digest, read_json, write_json
+from regear.core.recipe import validate
 from regear.core.report import Plot, Section, Series
 from regear.models.mla import modeling_regear_mla as modeling
 from regear.models.store import BYTES, DTYPES, plan_shards, shard_names, write_index, write_shard
@@ -100,6 +101,8 @@ def allocate(
 class MlaConversion(Conversion[MlaConvertRecipe]):
     """See the module's docstring."""
 
+    sensitivity: list[float] | None = None
+
     @property
     def format(self) -> str:
         return self.recipe.convert.format
@@ -153,14 +156,21 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         self.statistics = self._calibrate(texts, place, progress)
         weight = self._value_weight(texts) if recipe.factor == "attention" else None
         self._factorise(weight or 1.0)
-        sensitivity = self._sensitivity(texts, place) if recipe.allocate == "measured" else None
-        self._choose(recipe, sensitivity)
+        self.sensitivity = self._sensitivity(texts, place) if recipe.allocate == "measured" else None
+        self._choose(recipe)
         chosen: dict[str, Any] = {"latent_ranks": [f.ranks for f in self.factored]}
         if weight is not None:
             chosen["value_weight"] = weight
-        if sensitivity is not None:
-            chosen["sensitivity"] = sensitivity
+        if self.sensitivity is not None:
+            chosen["sensitivity"] = self.sensitivity
         return chosen
+
+    def at_ratio(self, ratio: float | str) -> list[Edit]:
+        """After `prepare`: the same directions cut to another ratio, as edits of the source."""
+        changed = validate(MlaRecipe, {**self.recipe.convert.model_dump(), "kv_ratio": ratio})
+        self.recipe = self.recipe.model_copy(update={"convert": changed})
+        self._choose(changed)
+        return self.edits()
 
     def _calibrate(self, texts: Texts, place: Path, progress: Progress) -> Statistics:
         # Moments are always gathered: the report's errors and every other factor's sweep read them.
@@ -182,9 +192,9 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         self.views = [self._view(index, value_weight) for index in range(self.spec.layers)]
         self.bases = [bases(view, recipe.factor, recipe.branches) for view in self.views]
 
-    def _choose(self, recipe: MlaRecipe, sensitivity: Sequence[float] | None = None) -> None:
+    def _choose(self, recipe: MlaRecipe) -> None:
         spectra = [[basis.values.tolist() for basis in column] for column in zip(*self.bases, strict=True)]
-        ranks = allocate(recipe, spectra, self.budget, self.high, sensitivity)
+        ranks = allocate(recipe, spectra, self.budget, self.high, self.sensitivity)
         self.factored = [
             assemble(found, view.weight, rank) for found, view, rank in zip(self.bases, self.views, ranks, strict=True)
         ]
@@ -276,7 +286,8 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         rope["rope_type"] = spec.rope_type
         rope.setdefault("rope_theta", source.get("rope_theta", 10000.0))
         module = "modeling_regear_mla"
-        return modeling.RegearMlaConfig(
+        config: Any = modeling.RegearMlaConfig
+        return config(
             **{key: source[key] for key in (*kept, *tokens) if source.get(key) is not None},
             architectures=["RegearMlaForCausalLM"],
             auto_map={
@@ -324,7 +335,9 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
             [[str(i), *ranks[i], errors[i]] for i in layers],
         )
         plots = [
-            Plot("Latent floats by layer", [Series("latent", layers, [r[0] for r in ranks])], "layer", "floats a token"),
+            Plot(
+                "Latent floats by layer", [Series("latent", layers, [r[0] for r in ranks])], "layer", "floats a token"
+            ),
             Plot("Output energy lost by layer", [Series("lost", layers, errors)], "layer", "share of E‖y‖²"),
         ]
         return [table, self._costs(ranks)], plots
@@ -352,4 +365,3 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
 
 def _count(shape: Sequence[int]) -> int:
     return int(torch.Size(shape).numel())
-

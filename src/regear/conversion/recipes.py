@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class TextRecipe(Recipe):
     """Texts for one use: files (text, or JSONL rows `{text, weight}`) or `builtin`, and how many tokens to take."""
 
-    text: list[str] = ["builtin"]
+    text: list[str] = Field(default_factory=lambda: ["builtin"])
     tokens: int = Field(8192, ge=1)
 
     def named(self) -> dict[str, Any]:
@@ -91,12 +91,12 @@ class ConvertRecipe(Recipe):
     """What every conversion takes: its own part, texts by use, a seed."""
 
     seed: int = 0
-    calibration: TextRecipe = TextRecipe(tokens=30720)
-    selection: TextRecipe = TextRecipe(tokens=8192)
-    evaluation: TextRecipe = TextRecipe(tokens=8192)
+    calibration: TextRecipe = Field(default_factory=lambda: TextRecipe(tokens=30720))
+    selection: TextRecipe = Field(default_factory=lambda: TextRecipe(tokens=8192))
+    evaluation: TextRecipe = Field(default_factory=lambda: TextRecipe(tokens=8192))
 
 
 class MlaConvertRecipe(ConvertRecipe):
     """`regear convert --to mla`."""
 
-    convert: MlaRecipe = MlaRecipe()
+    convert: MlaRecipe = Field(default_factory=lambda: MlaRecipe.model_validate({}))

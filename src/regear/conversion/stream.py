@@ -146,9 +146,7 @@ class Losses:
 
 
 @torch.no_grad()
-def losses(
-    source: Source, data: Sequence[Batch], variants: Sequence[Sequence[Edit | None] | None]
-) -> list[Losses]:
+def losses(source: Source, data: Sequence[Batch], variants: Sequence[Sequence[Edit | None] | None]) -> list[Losses]:
     """Score several variants of a model on the same windows in one pass over its layers.
 
     A variant is one `Edit` (or None) a layer; None as a whole is the original. A variant costs
@@ -160,8 +158,9 @@ def losses(
         layer = source.layer(index)
         for number, edits in enumerate(variants):
             edit = edits[index] if edits is not None else None
-            states = hidden[number] if hidden[number] is not None else original
-            if states is not original or edit is not None:
+            moved = hidden[number]
+            states = original if moved is None else moved
+            if moved is not None or edit is not None:
                 with edited(layer, edit):
                     hidden[number] = [source.run(layer, state) for state in states]
         original = [source.run(layer, state) for state in original]
@@ -172,9 +171,9 @@ def losses(
             length = int(batch.real[row].sum())
             targets = batch.ids[row, 1:length].to(source.device)
             reference = head(original[position][row, : length - 1])
-            for result, states in zip(results, hidden, strict=True):
-                logits = reference if states is None else head(states[position][row, : length - 1])
+            for result, moved in zip(results, hidden, strict=True):
+                logits = reference if moved is None else head(moved[position][row, : length - 1])
                 result.nll.append(float(token_nll(logits, targets).double().sum()))
                 result.tokens.append(length - 1)
-                result.kl.append(0.0 if states is None else float(token_kl(reference, logits).double().sum()))
+                result.kl.append(0.0 if moved is None else float(token_kl(reference, logits).double().sum()))
     return results

@@ -87,7 +87,10 @@ def quality_sections(record: dict[str, Any]) -> list[Section]:
     sections = [Section("Perplexity", ["text", "before", "after", "ratio", "95 % interval"], rows, note)]
     cache = [
         [name, record[key]["before"], record[key]["after"]]
-        for name, key in (("KV floats a token", "kv_floats_per_token"), ("KV bytes a token (float32)", "kv_bytes_per_token"))
+        for name, key in (
+            ("KV floats a token", "kv_floats_per_token"),
+            ("KV bytes a token (float32)", "kv_bytes_per_token"),
+        )
     ]
     sections.append(Section("Cache", ["read off a real cache", "before", "after"], cache))
     for name, task in record["tasks"].items():
@@ -108,9 +111,7 @@ def decode_section(seconds: Sequence[Sequence[float]]) -> tuple[Section, Plot]:
     """Measured decode time against context, for the report of the run (it depends on the machine)."""
     contexts = list(DECODE_CONTEXTS[: len(seconds)])
     rows = [[str(c), 1e3 * b, 1e3 * a, a / b] for c, (b, a) in zip(contexts, seconds, strict=True)]
-    section = Section(
-        "Decode step, measured on this machine", ["context", "before (ms)", "after (ms)", "ratio"], rows
-    )
+    section = Section("Decode step, measured on this machine", ["context", "before (ms)", "after (ms)", "ratio"], rows)
     lines = [Series(name, contexts, [1e3 * row[i] for row in seconds]) for i, name in enumerate(("before", "after"))]
     return section, Plot("Decode step against context", lines, "context (tokens)", "ms a token")
 

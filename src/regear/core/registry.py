@@ -36,7 +36,5 @@ class Table:
 
     def __getitem__(self, name: str) -> Row:
         if name not in self.rows:
-            raise RecipeError(
-                f"unknown {self.kind} {name!r}{closest(name, self.rows)}; known: {', '.join(self.rows)}"
-            )
+            raise RecipeError(f"unknown {self.kind} {name!r}{closest(name, self.rows)}; known: {', '.join(self.rows)}")
         return self.rows[name]

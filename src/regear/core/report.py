@@ -110,8 +110,7 @@ class Plot:
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         drawing = buffer.getvalue()
         # Drop the XML head and the metadata block, whose name spaces look like addresses to load.
-        drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
-        return drawing
+        return re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
 
     def _lines(self, axes: Any) -> None:
         for series in self.series:

@@ -59,7 +59,7 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"cannot make {self.directory}: {error.strerror}; choose another output") from None
-        self.lock = open(self.directory / "lock", "w")  # noqa: SIM115 - held until __exit__
+        self.lock = open(self.directory / "lock", "w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -46,13 +46,6 @@ def perplexity_ratio(nll_after: ArrayLike, nll_before: ArrayLike, tokens: ArrayL
     return Interval(*(float(np.exp(x)) for x in (excess.value, excess.low, excess.high)))
 
 
-def quotient_bootstrap(
-    top: ArrayLike, bottom: ArrayLike, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """Interval of `sum(top) / sum(bottom)` under one resampling of both: how two changes on the same windows compare."""
-    return paired_bootstrap(top, bottom, resamples=resamples, level=level, seed=seed)
-
-
 def knee(costs: ArrayLike, losses: ArrayLike) -> int:
     """Index of the point of a trade-off curve that lies farthest below the chord between its ends.
 

@@ -39,7 +39,10 @@ class ChoiceScores:
     def change_from(self, before: "ChoiceScores", *, seed: int = 0) -> dict[str, Interval]:
         """Paired differences after − before, by item."""
         ones = [1.0] * len(self.right)
-        pairs = {"accuracy": (self.right, before.right), "gold_logprob": (self.gold_logprob, before.gold_logprob)}
+        pairs: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+            "accuracy": (self.right, before.right),
+            "gold_logprob": (self.gold_logprob, before.gold_logprob),
+        }
         return {
             name: paired_bootstrap([a - b for a, b in zip(after, base, strict=True)], ones, seed=seed)
             for name, (after, base) in pairs.items()

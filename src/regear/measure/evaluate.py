@@ -139,7 +139,9 @@ def write_report(result: dict[str, Any], directory: Path) -> None:
         plots = [Plot.bars("Perplexity", ["this model", "against"], [result["perplexity"], other["perplexity"]])]
         if other["ratio"] is not None:
             low, high = other["ratio_ci"]
-            note = f"Perplexity ratio {other['ratio']:.4f} (95 % interval {low:.4f} to {high:.4f}), KL {other['kl']:.4f}"
+            note = (
+                f"Perplexity ratio {other['ratio']:.4f} (95 % interval {low:.4f} to {high:.4f}), KL {other['kl']:.4f}"
+            )
             sections[0] = Section("Text", header, rows, note=note)
     for name, task in result.get("tasks", {}).items():
         keys = ("items", "chance", "accuracy", "accuracy_per_byte", "gold_logprob")

@@ -19,9 +19,9 @@ def filled_cache(model: Any, length: int, batch: int = 1) -> DynamicCache:
     return cache
 
 
-def cache_size(model: Any, length: int = 8) -> dict[str, float]:
+def cache_size(model: Any, length: int = 8) -> dict[str, int]:
     """Floats and bytes of one token's cache entries, summed over layers, from the tensors of a real cache."""
-    layers = filled_cache(model, length).layers
+    layers: Any = filled_cache(model, length).layers
     tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
     return {
         "floats": sum(t.numel() for t in tensors) // length,

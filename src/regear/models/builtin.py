@@ -130,7 +130,9 @@ def _unpack_gguf(path: Path, target: Path, entry: Embedded) -> None:
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig
 
     reader = GGUFReader(path)
-    field = {key: value.contents() for key, value in reader.fields.items() if key.startswith(("llama.", "tokenizer.ggml."))}
+    field = {
+        key: value.contents() for key, value in reader.fields.items() if key.startswith(("llama.", "tokenizer.ggml."))
+    }
     heads, kv_heads = int(field["llama.attention.head_count"]), int(field["llama.attention.head_count_kv"])
     tensors = {}
     for tensor in reader.tensors:
@@ -160,7 +162,9 @@ def _unpack_gguf(path: Path, target: Path, entry: Embedded) -> None:
     )
     write_shard(target / "model.safetensors", tensors)
     config.save_pretrained(target)
-    GenerationConfig(bos_token_id=ids["bos"], eos_token_id=ids["eos"], pad_token_id=ids["padding"]).save_pretrained(target)
+    GenerationConfig(bos_token_id=ids["bos"], eos_token_id=ids["eos"], pad_token_id=ids["padding"]).save_pretrained(
+        target
+    )
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(target)
@@ -195,7 +199,7 @@ def _hub(name: str) -> Path:
     place = home() / "models" / name.replace("/", "--")
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_dir=place))
-    except Exception as error:  # noqa: BLE001 - the hub client raises many types; all mean: not to be had
+    except Exception as error:
         if not any(place.glob("*.safetensors")):
             shutil.rmtree(place, ignore_errors=True)
         raise CheckpointError(

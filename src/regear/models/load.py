@@ -48,11 +48,12 @@ def load_model(directory: Path, device: str = "auto", *, dtype: torch.dtype | No
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else load_config(directory).dtype or torch.bfloat16
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load {directory}: {one_line(error)[:300]}") from None
+    model, report = loaded
     faults = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys") if report.get(kind)}
     if faults:
         raise CheckpointError(f"{directory} does not fit its config: {faults}")

@@ -1,6 +1,5 @@
 """Safetensors, tensor by tensor: reading a checkpoint strictly and writing one atomically."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,9 @@ class Store:
         """
         for name, shape in wanted.items():
             if name not in self.shapes:
-                raise CheckpointError(f"tensor {name} is missing{closest(name, self.shapes)}; the checkpoint is incomplete")
+                raise CheckpointError(
+                    f"tensor {name} is missing{closest(name, self.shapes)}; the checkpoint is incomplete"
+                )
             if self.shapes[name] != shape:
                 raise CheckpointError(f"tensor {name} has shape {self.shapes[name]}; config.json wants {shape}")
         extra = [name for name in self.shapes if name not in wanted and not name.endswith(RECOMPUTED)]
@@ -169,5 +170,3 @@ def write_index(directory: Path, shards: dict[str, list[str]], total_bytes: int)
     if len(shards) > 1:
         weight_map = {name: file for file, names in shards.items() for name in names}
         write_json(directory / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
-
-

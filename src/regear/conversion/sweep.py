@@ -1,0 +1,172 @@
+"""Quality against cache size: many settings of the MLA conversion scored in one pass, from one calibration."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from regear.conversion.base import Progress, Texts
+from regear.conversion.convert import calibration_place, open_source, read_texts, silent, source_name
+from regear.conversion.mla import MlaConversion
+from regear.conversion.recipes import MlaConvertRecipe
+from regear.conversion.stream import Losses, batches, losses
+from regear.core.errors import RecipeError
+from regear.core.files import write_json
+from regear.core.machine import describe
+from regear.core.provenance import model_digest
+from regear.core.recipe import apply_changes, read_yaml, set_key, validate
+from regear.core.report import Plot, Report, Section, Series
+from regear.core.stats import Interval, knee, paired_bootstrap, perplexity_ratio
+from regear.tasks.text import digest_of
+
+RATIOS = ("3/4", "2/3", "1/2", "2/5", "1/3", "1/4", "1/6")
+# Named settings to draw; without a preset the recipe is drawn as it stands.
+AS_GIVEN = "recipe"
+
+
+def sweep(
+    model: str | Path,
+    output: str | Path | None = None,
+    *changes: str,
+    to: str | None = "mla",
+    config: str | Path | None = None,
+    ratios: Sequence[float | str] = RATIOS,
+    presets: Sequence[str] = (),
+    seed: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Score a conversion at several cache ratios; with `presets`, several settings beside each other.
+
+    Args:
+        model: directory, hub id or embedded name.
+        output: a directory for `report.json` and `report.html`.
+        changes: `key=value` words over the recipe.
+        to: the conversion; only `mla` has a cache ratio to sweep.
+        config: a recipe file.
+        ratios: of the cache, each a number or a fraction.
+        presets: settings to compare; by default the recipe as it is.
+        seed: over the recipe's.
+
+    Returns the JSON object that `regear convert --sweep --json` prints: `original`, `points`, and `knee` by setting.
+    """
+    if to not in (None, "mla"):
+        raise RecipeError(f"found --to {to}; only mla has a cache ratio to sweep")
+    words = changes if seed is None else (*changes, f"seed={seed}")
+    recipes = {(name, str(r)): _recipe(config, words, name, r) for name in presets or (AS_GIVEN,) for r in ratios}
+    first = next(iter(recipes.values()))
+    directory, _ = open_source(model, first, "mla")
+    texts = read_texts(first, directory)
+    place = calibration_place(first, model_digest(directory), texts)
+    conversion, scores = _score(model, recipes, texts, place, progress)
+    original = scores[None]
+    points = []
+    for (name, ratio), recipe in recipes.items():
+        floats = int(recipe.convert.ratio * conversion.spec.kv_floats_per_token)
+        points.append({"setting": name, "kv_ratio": ratio, "kv_floats_per_token": floats})
+        points[-1] |= _point(scores[name, ratio], original, first.seed)
+    result = {
+        "model": source_name(model, directory),
+        "original": {
+            "perplexity": math.exp(original.mean),
+            "windows": len(original.nll),
+            "tokens": sum(original.tokens),
+            "kv_floats_per_token": conversion.spec.kv_floats_per_token,
+        },
+        "texts": {use: digest_of(windows) for use, windows in texts.windows.items()},
+        "points": points,
+        "knee": {name: _knee([p for p in points if p["setting"] == name]) for name, _ in recipes},
+    }
+    if output is not None:
+        write_json(Path(output) / "report.json", {**result, **describe()})
+        page = Report(f"Quality against cache: {result['model']}", [table(result)], plots(result))
+        page.write(Path(output) / "report.html")
+    return result
+
+
+def _recipe(config: str | Path | None, words: Sequence[str], preset: str, ratio: float | str) -> MlaConvertRecipe:
+    values = read_yaml(Path(config)) if config is not None else {}
+    apply_changes(values, words)
+    set_key(values, "convert.kv_ratio", ratio)
+    if preset != AS_GIVEN:
+        set_key(values, "convert.preset", preset)
+    return validate(MlaConvertRecipe, values)
+
+
+def _score(
+    model: str | Path,
+    recipes: dict[tuple[str, str], MlaConvertRecipe],
+    texts: Texts,
+    place: Path,
+    progress: Progress,
+) -> tuple[MlaConversion, dict[Any, Losses]]:
+    """Losses of the original (key None) and of every setting on the evaluation windows, in one pass."""
+    variants: dict[Any, Any] = {None: None}
+    prepared: dict[str, MlaConversion] = {}
+    for (name, ratio), recipe in recipes.items():
+        if name not in prepared:
+            conversion: MlaConversion = open_source(model, recipe, "mla")[1]  # type: ignore[assignment]
+            conversion.plan()
+            conversion.prepare(texts, place, progress)
+            prepared[name] = conversion
+        variants[name, ratio] = prepared[name].at_ratio(ratio)
+    progress("score", 0, 1)
+    ids = texts.ids["evaluation"]
+    last = prepared[next(reversed(prepared))]
+    found = losses(last.source, batches(ids, [1.0] * len(ids)), list(variants.values()))
+    progress("score", 1, 1)
+    return last, dict(zip(variants, found, strict=True))
+
+
+def _point(result: Losses, original: Losses, seed: int) -> dict[str, Any]:
+    ratio = perplexity_ratio(result.nll, original.nll, original.tokens, seed=seed)
+    return {
+        "perplexity": math.exp(min(result.mean, 700)),
+        "ratio": ratio.value,
+        "ratio_ci": [ratio.low, ratio.high],
+        "excess": result.mean - original.mean,
+        "kl": result.mean_kl,
+        "excess_by_window": [a - b for a, b in zip(result.nll, original.nll, strict=True)],
+    }
+
+
+def _knee(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = points[knee([p["kv_floats_per_token"] for p in points], [p["excess"] for p in points])]
+    return {key: found[key] for key in ("kv_ratio", "kv_floats_per_token", "ratio")}
+
+
+def excess_quotient(points: Sequence[dict[str, Any]], setting: str, base: str, ratio: str, seed: int = 0) -> Interval:
+    """Excess log-perplexity of one setting over another's at the same ratio, with its paired interval."""
+    rows = {p["setting"]: p["excess_by_window"] for p in points if p["kv_ratio"] == ratio}
+    return paired_bootstrap(rows[setting], rows[base], seed=seed)
+
+
+def table(result: dict[str, Any]) -> Section:
+    """The points as a table."""
+    rows = []
+    for p in result["points"]:
+        low, high = p["ratio_ci"]
+        interval = f"{low:.3f} to {high:.3f}"
+        rows.append(
+            [p["setting"], p["kv_ratio"], p["kv_floats_per_token"], p["perplexity"], p["ratio"], interval, p["kl"]]
+        )
+    original = result["original"]
+    knees = "; ".join(f"{name}: {k['kv_ratio']}" for name, k in result["knee"].items())
+    note = (
+        f"Original perplexity {original['perplexity']:.3f} on {original['windows']} windows ({original['tokens']:,} "
+        f"tokens) used for nothing else. Knee (the point farthest from the chord): {knees}."
+    )
+    header = ["setting", "KV ratio", "KV floats a token", "perplexity", "ratio", "95 % interval", "KL"]
+    return Section("Quality against cache", header, rows, note)
+
+
+def plots(result: dict[str, Any]) -> list[Plot]:
+    """Perplexity ratio against KV floats, a line a setting, the knees marked."""
+    lines, marks = [], []
+    for name, found in result["knee"].items():
+        rows = sorted((p for p in result["points"] if p["setting"] == name), key=lambda p: p["kv_floats_per_token"])
+        low, high = ([p["ratio_ci"][i] for p in rows] for i in (0, 1))
+        lines.append(Series(name, [p["kv_floats_per_token"] for p in rows], [p["ratio"] for p in rows], low, high))
+        marks.append((found["kv_floats_per_token"], found["ratio"], "knee"))
+    return [
+        Plot("Perplexity ratio against KV floats", lines, "KV floats a token", "perplexity / original", True, marks)
+    ]
