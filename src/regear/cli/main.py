@@ -4,8 +4,8 @@ import os
 import sys
 import tempfile
 import traceback
+from typing import Any
 
-import click
 import typer
 
 from regear.cli import convert, demo, evaluate, fetch, generate, inspect
@@ -35,22 +35,27 @@ def run(arguments: list[str]) -> int:
         result = app(arguments, standalone_mode=False)
     except RegearError as error:
         return _fail(error, error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        return 2
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context else "regear"
-        return _fail(f"{error.format_message()} See '{path} --help'.", 2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; the same command resumes", 130)
     except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error; some versions of typer carry a click of their own
+            return _usage(error)
+        # The last resort: one line for people, the trace in a file.
         with tempfile.NamedTemporaryFile("w", prefix="regear-", suffix=".trace", delete=False) as trace:
             trace.write(traceback.format_exc())
         return _fail(f"internal failure: {type(error).__name__}: {one_line(error)} (trace: {trace.name})", 3)
     return result if isinstance(result, int) else 0
+
+
+def _usage(error: Any) -> int:
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(message, file=sys.stderr)
+        return 2
+    path = context.command_path if context else "regear"
+    return _fail(f"{message} See '{path} --help'.", 2)
 
 
 def _fail(message: object, code: int) -> int:

@@ -16,6 +16,10 @@ DAMP = 1e-6
 # The Fisher metric is an estimate from some ten thousand tokens; chosen on selection text from 0.001, 0.01 and 0.1.
 FISHER_DAMP = 0.1
 
+# Share of the Gram's energy given to inputs of all directions alike (CARE's shrinkage, smaller): what no calibration
+# token used is kept before what the weights cannot produce.
+RIDGE = 1e-6
+
 Problem = tuple[torch.Tensor, torch.Tensor | None, float]
 
 
@@ -96,9 +100,20 @@ FACTORS = {
 }
 
 
+def reachable(gram: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The Gram [W, W] shrunk towards white inputs, without what rounding put outside the reach of the weights [W, D]."""
+    white = weight @ weight.T
+    gram = gram + RIDGE * gram.trace() / white.trace().clamp_min(1e-300) * white
+    if weight.shape[1] < weight.shape[0]:
+        onto = weight @ torch.linalg.pinv(weight)
+        gram = onto @ gram @ onto.T
+    return gram
+
+
 def bases(view: LayerView, factor: str, branches: str) -> tuple[Basis, ...]:
     """The layer's bottleneck directions: one basis for [k; v], or one each for keys and values."""
     gram, metric, damp = FACTORS[factor].problem(view)
+    gram = reachable(gram, view.weight)
     if branches == "joint":
         return (best_basis(gram, metric, damp),)
     half = view.spec.branch_width

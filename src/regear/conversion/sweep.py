@@ -7,6 +7,7 @@ from typing import Any
 
 from regear.conversion.base import Progress, Texts
 from regear.conversion.convert import calibration_place, open_source, read_texts, silent, source_name
+from regear.conversion.factors import FACTORS
 from regear.conversion.mla import MlaConversion
 from regear.conversion.recipes import MlaConvertRecipe
 from regear.conversion.stream import Losses, batches, losses
@@ -100,15 +101,16 @@ def _score(
     progress: Progress,
 ) -> tuple[MlaConversion, dict[Any, Losses]]:
     """Losses of the original (key None) and of every setting on the evaluation windows, in one pass."""
-    variants: dict[Any, Any] = {None: None}
     prepared: dict[str, MlaConversion] = {}
-    for (name, ratio), recipe in recipes.items():
+    # Whoever needs most of the calibration goes first; the others find theirs in the cache.
+    for (name, _), recipe in sorted(recipes.items(), key=lambda row: -len(FACTORS[row[1].convert.factor].collectors)):
         if name not in prepared:
             conversion: MlaConversion = open_source(model, recipe, "mla")[1]  # type: ignore[assignment]
             conversion.plan()
             conversion.prepare(texts, place, progress)
             prepared[name] = conversion
-        variants[name, ratio] = prepared[name].at_ratio(ratio)
+    variants: dict[Any, Any] = {None: None}
+    variants |= {(name, ratio): prepared[name].at_ratio(ratio) for name, ratio in recipes}
     progress("score", 0, 1)
     ids = texts.ids["evaluation"]
     last = prepared[next(reversed(prepared))]

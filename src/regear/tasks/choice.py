@@ -13,7 +13,7 @@ from regear.core.recipe import closest
 LM_EVAL = "lm-eval==0.4.13"
 MMLU_FILE = "tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"
 MMLU_ITEM = re.compile(
-    r"Q: (?P<question>.+?)\n\(A\) (?P<a>.+?) \(B\) (?P<b>.+?) \(C\) (?P<c>.+?) \(D\) (?P<d>.+?)\n"
+    r"Q: (?P<question>.+?)\s*\n\(A\) (?P<a>.+?)\s+\(B\) (?P<b>.+?)\s+\(C\) (?P<c>.+?)\s+\(D\) (?P<d>.+?)\n+"
     r"A: .*?[Tt]he answer is \((?P<answer>[A-D])\)",
     re.DOTALL,
 )
@@ -34,7 +34,7 @@ class ChoiceItem:
 
 
 def mmlu() -> list[ChoiceItem]:
-    """The 285 worked MMLU items (57 subjects, 5 each) that the lm-eval wheel carries.
+    """The 281 worked MMLU items (57 subjects, up to 5 each) that the lm-eval wheel carries in a readable form.
 
     Raises:
         DataError: no copy is installed and none can be fetched, or its file has another shape.

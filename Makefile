@@ -1,0 +1,45 @@
+# Every target does its own set-up, in .venv; nothing else has to be installed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test slow lint bench wheel clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: setup
+	$(BIN)/regear demo -o demo
+
+# One thread a worker: two threads collapse when another process takes a core.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not engines"
+
+slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/mla_quality.py
+	$(BIN)/python benchmarks/mla_decode.py
+
+# The wheel, installed into an environment of its own, must work without this checkout.
+wheel: setup
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/log 2>&1 || (cat build/wheel/log; exit 1)
+	$(PYTHON) -m venv build/wheel/env
+	build/wheel/env/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt build/wheel/*.whl
+	cd build/wheel && env/bin/regear doctor && env/bin/regear ls -q && env/bin/python -c "import regear.models, regear.conversion.mla"
+
+clean:
+	rm -rf $(VENV) build dist demo demo.run

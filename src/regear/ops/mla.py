@@ -1,0 +1,55 @@
+"""Latent attention in its plainest form: one sequence, loops over heads and queries, nothing cached or absorbed.
+
+The naive twin of `models/mla/modeling_regear_mla.py`; a test equates the two.
+"""
+
+import torch
+
+
+def rotate_pairs(x_D: torch.Tensor, angle_P: torch.Tensor) -> torch.Tensor:
+    """Rotate the pairs (x_i, x_{i + D/2}) of one head by their angles, [D]."""
+    half = len(x_D) // 2
+    a, b = x_D[:half], x_D[half:]
+    return torch.cat([a * angle_P.cos() - b * angle_P.sin(), b * angle_P.cos() + a * angle_P.sin()])
+
+
+def latent_attention(
+    query_THD: torch.Tensor,
+    latent_TR: torch.Tensor,
+    key_up_GDR: torch.Tensor,
+    value_up_GDR: torch.Tensor,
+    key_bias_GD: torch.Tensor,
+    value_bias_GD: torch.Tensor,
+    frequency_P: torch.Tensor,
+    key_gain_D: torch.Tensor | None = None,
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    """Causal attention over rebuilt keys and values, [T, H, D].
+
+    Args:
+        query_THD: queries after any q_norm, before rotation.
+        latent_TR: latents; the first r_k serve keys, the last r_v values (by the widths of the up-projections).
+        key_up_GDR: key up-projection by group, [G, D, r_k].
+        value_up_GDR: value up-projection by group, [G, D, r_v].
+        frequency_P: RoPE frequencies, [D / 2].
+        key_gain_D: gain of a k_norm over each head, if there is one.
+    """
+    tokens, heads, width = query_THD.shape
+    groups, _, key_rank = key_up_GDR.shape
+    value_rank = value_up_GDR.shape[2]
+    output = torch.zeros_like(query_THD)
+    for head in range(heads):
+        group = head * groups // heads
+        for t in range(tokens):
+            query = rotate_pairs(query_THD[t, head], t * frequency_P)
+            scores, values = [], []
+            for s in range(t + 1):
+                key = key_up_GDR[group] @ latent_TR[s, :key_rank] + key_bias_GD[group]
+                if key_gain_D is not None:
+                    key = key_gain_D * key / (key.square().mean() + eps).sqrt()
+                scores.append(query @ rotate_pairs(key, s * frequency_P) / width**0.5)
+                rest = latent_TR[s, latent_TR.shape[1] - value_rank :]
+                values.append(value_up_GDR[group] @ rest + value_bias_GD[group])
+            weights = torch.stack(scores).softmax(0)
+            output[t, head] = weights @ torch.stack(values)
+    return output

@@ -1,0 +1,55 @@
+"""The local engine: greedy equals stock generate, seeds repeat, limits hold, bad parameters are refused."""
+
+import pytest
+import torch
+
+import regear
+from regear.core.errors import RecipeError
+from regear.engine.local import LocalEngine, encode_prompt, stop_tokens
+from regear.engine.types import Request
+from regear.models.load import load_model, load_tokenizer
+
+
+def test_greedy_equals_stock_generate(tiny):
+    model = load_model(tiny("llama"))
+    ids = [1, 2, 3, 4]
+    (found,) = LocalEngine(model).generate([Request(ids, max_tokens=6)])
+    stock = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert found.token_ids == stock[0, 4:].tolist()
+    assert found.finish_reason == "length"
+
+
+def test_seeds_repeat_and_differ(tiny):
+    engine = LocalEngine(load_model(tiny("llama")))
+    runs = [engine.generate([Request([1, 2], 12, temperature=1.0, seed=s)])[0].token_ids for s in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_stopping(tiny):
+    model = load_model(tiny("llama"))
+    first = LocalEngine(model).generate([Request([5, 6], 8)])[0].token_ids
+    (stopped,) = LocalEngine(model).generate([Request([5, 6], 8, stop_tokens=(first[2],))])
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == first[: first.index(first[2]) + 1]
+    assert stop_tokens(model) == (256,)
+
+
+def test_prompts_use_the_chat_template_unless_raw(tiny):
+    tokenizer = load_tokenizer(tiny("llama"))
+    assert encode_prompt(tokenizer, "hi", raw=False) == encode_prompt(tokenizer, "hi", raw=True)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    assert tokenizer.decode(encode_prompt(tokenizer, "hi", raw=False)) == "[hi]"
+    assert tokenizer.decode(encode_prompt(tokenizer, "hi", raw=True)) == "hi"
+
+
+def test_the_verb(tiny):
+    result = regear.generate(tiny("llama"), "the fox", max_tokens=5)
+    assert result["tokens"] == len(result["token_ids"]) <= 5
+    assert result["acceptance_length"] == 1.0
+    assert result["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("bad", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"prompt": ""}])
+def test_bad_parameters(bad, tiny):
+    with pytest.raises(RecipeError):
+        regear.generate(tiny("llama"), bad.pop("prompt", "x"), **bad)

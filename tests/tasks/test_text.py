@@ -1,0 +1,88 @@
+"""Windows are fixed by the text alone; the built-in splits share no passage."""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from regear.core.errors import DataError
+from regear.tasks.text import (
+    WINDOW_BYTES,
+    Document,
+    Window,
+    cut,
+    digest_of,
+    read_documents,
+    spread,
+    take_tokens,
+    windows_of,
+)
+from tests.tiny import byte_tokenizer
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(alphabet="aé漢🙂\n", max_size=300), st.integers(8, 40))
+def test_windows_are_whole_characters_in_order(text, size):
+    windows = cut(Document(text, "k"), size)
+    joined = "".join(w.text for w in windows)
+    assert text.startswith(joined)
+    assert all(size - 3 <= w.bytes <= size for w in windows)
+    assert len(text.encode()) - len(joined.encode()) < size
+
+
+def test_spread_draws_evenly_and_keeps_all_when_few():
+    windows = [Window(str(i), "k") for i in range(10)]
+    assert [w.text for w in spread(windows, 3)] == ["1", "5", "8"]
+    assert spread(windows, 20) == windows
+    assert len({w.text for w in spread(windows, 7)}) == 7
+
+
+def test_take_tokens_comes_close():
+    windows = windows_of([Document("word " * 5000, "k")])
+    _, ids = take_tokens(windows, byte_tokenizer(), 4 * WINDOW_BYTES)
+    assert sum(map(len, ids)) == 4 * WINDOW_BYTES
+
+
+def test_rows_with_weights(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "weight": 2}\n\n{"text": "b"}\n')
+    assert [(d.text, d.weight) for d in read_documents([path], "calibration")] == [("a", 2.0), ("b", 1.0)]
+
+
+@pytest.mark.parametrize(
+    "row", ['{"txt": "a"}', "[]", "{", '{"text": 3}', '{"text": "a", "weight": -1}', '{"text": "a", "weight": "x"}']
+)
+def test_bad_rows_name_their_line(row, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n' + row + "\n")
+    with pytest.raises(DataError, match="line 2") as caught:
+        read_documents([path], "calibration")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_is_not_a_text(tmp_path):
+    with pytest.raises(DataError, match="is a directory"):
+        read_documents([tmp_path], "calibration")
+
+
+def test_digest_follows_text_and_weight():
+    a, b = Window("a", "k"), Window("b", "k")
+    assert digest_of([a, b]) != digest_of([b, a])
+    assert digest_of([a]) != digest_of([Window("a", "k", 2.0)])
+    assert digest_of([a]) == digest_of([Window("a", "other")])
+
+
+def test_builtin_splits_are_disjoint_and_large_enough():
+    """Reads the real texts: the running Python's own, and packages fetched once into the cache."""
+    windows = {
+        split: windows_of(read_documents(["builtin"], split)) for split in ("calibration", "selection", "evaluation")
+    }
+    assert len(windows["evaluation"]) >= 64
+    for kind in ("essay", "manual", "code"):
+        assert all(any(w.kind == kind for w in found) for found in windows.values())
+    lines = {
+        split: {line.strip() for w in found for line in w.text.splitlines() if len(line.strip()) > 60}
+        for split, found in windows.items()
+    }
+    # Boilerplate (a licence line, say) may recur; passages may not.
+    for a, b in (("calibration", "evaluation"), ("selection", "evaluation"), ("calibration", "selection")):
+        assert len(lines[a] & lines[b]) <= 3, sorted(lines[a] & lines[b])
