@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging
 
 torch.set_num_threads(1)
+logging.disable_progress_bar()
 
 from tests.tiny import FAMILIES, make_model, make_text
 

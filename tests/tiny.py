@@ -82,7 +82,24 @@ def make_model(family: str, place: Path, seed: int = 0, **changes) -> Path:
 
 def make_text(bytes_: int = 3 * 2048 + 100, seed: int = 0) -> str:
     """Reproducible text with some structure."""
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards", "box", "quietly", "in", "rain"]
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "seven",
+        "wizards",
+        "box",
+        "quietly",
+        "in",
+        "rain",
+    ]
     generator = random.Random(seed)
     text = ""
     while len(text) < bytes_:

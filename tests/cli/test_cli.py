@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_an_internal_failure_is_one_line_and_code_three(capsys, monkeypatch):
     assert "ZeroDivisionError" in stderr
     assert len(stderr.strip().splitlines()) == 1
     trace = stderr.split("trace: ")[1].rstrip(")\n")
-    assert "Traceback" in open(trace).read()
+    assert "Traceback" in Path(trace).read_text()
 
 
 def test_interrupting_is_code_130(capsys, monkeypatch):

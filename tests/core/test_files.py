@@ -25,7 +25,7 @@ def test_digest_ignores_key_order_only():
 
 
 def test_read_json_says_what_is_wrong(tmp_path):
-    with pytest.raises(CheckpointError, match="no x.json"):
+    with pytest.raises(CheckpointError, match="no x\\.json"):
         read_json(tmp_path / "x.json")
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(CheckpointError, match="not JSON"):

@@ -101,7 +101,7 @@ FACTORS = {
 
 
 def reachable(gram: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The Gram [W, W] shrunk towards white inputs, without what rounding put outside the reach of the weights [W, D]."""
+    """The Gram [W, W], shrunk towards white inputs, without what rounding put out of reach of the weights [W, D]."""
     white = weight @ weight.T
     gram = gram + RIDGE * gram.trace() / white.trace().clamp_min(1e-300) * white
     if weight.shape[1] < weight.shape[0]:
