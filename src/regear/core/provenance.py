@@ -24,12 +24,13 @@ def fingerprint(parts: dict[str, Any]) -> str:
     return digest(parts)
 
 
-def git_commit(directory: Path) -> str:
-    """The checkout's commit, with `+` when files differ from it, or `unknown`."""
+def git_commit(directory: Path, *paths: str) -> str:
+    """The checkout's commit, with `+` when files (of `paths`, if given) differ from it, or `unknown`."""
     git = ["git", "-C", str(directory)]
+    status = [*git, "status", "--porcelain", "--", *paths]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit + ("+" if changed.strip() else "")
