@@ -339,7 +339,7 @@ def test_sweep_draws_every_point_from_one_calibration(tiny, text, tmp_path, cach
     assert stages.count(("calibrate", 3)) == 1
     assert set(result["knee"]) == {"svd", "best"}
     assert (tmp_path / "sweep" / "report.html").read_text().count("<svg") == 1
-    best = [p["excess"] for p in result["points"] if p["setting"] == "best"]
+    best = [p["kl"] for p in result["points"] if p["setting"] == "best"]
     assert best == sorted(best)
 
 

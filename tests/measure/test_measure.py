@@ -129,3 +129,12 @@ def test_loading_refuses_tensors_that_do_not_fit(tiny, tmp_path):
         load_model(path)
     assert isinstance(load_model(tiny("llama")), type(AutoModelForCausalLM.from_pretrained(tiny("llama"))))
     assert byte_tokenizer()("a")["input_ids"]
+
+
+def test_a_beginning_of_text_token_is_context_and_not_text(model, tiny):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = load_tokenizer(tiny("llama"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 256)])
+    scores = score(model, tokenizer, [Window("hello", "k")])
+    assert (scores.tokens, scores.bytes) == ([5], [5])

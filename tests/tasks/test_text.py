@@ -14,6 +14,7 @@ from regear.tasks.text import (
     read_documents,
     spread,
     take_tokens,
+    tokenise,
     windows_of,
 )
 from tests.tiny import byte_tokenizer
@@ -86,3 +87,17 @@ def test_builtin_splits_are_disjoint_and_large_enough():
     # Boilerplate (a licence line, say) may recur; passages may not.
     for a, b in (("calibration", "evaluation"), ("selection", "evaluation"), ("calibration", "selection")):
         assert len(lines[a] & lines[b]) <= 3, sorted(lines[a] & lines[b])
+
+
+def test_calibration_reads_some_windows_as_chat_and_all_with_what_the_tokenizer_adds():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    windows = [Window(letter * 3, "k") for letter in "abcd"]
+    plain = tokenise(windows, tokenizer, chat=0.5)
+    assert [tokenizer.decode(row) for row in plain] == ["aaa", "bbb", "ccc", "ddd"]  # no template, no chat
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    assert [tokenizer.decode(row) for row in tokenise(windows, tokenizer, chat=0.5)] == ["aaa", "<bbb>", "ccc", "<ddd>"]
+    assert [tokenizer.decode(row) for row in tokenise(windows, tokenizer)] == ["aaa", "bbb", "ccc", "ddd"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 256)])
+    assert all(row[0] == 256 for row in tokenise(windows, tokenizer))

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from regear.cli.output import Json, Quiet, grid, show, table
+from regear.cli.output import Device, Json, Quiet, grid, show, table
 from regear.cli.progress import Bars
 
 
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
         presets: Annotated[str | None, typer.Option(help="Presets of the sweep, separated by commas.")] = None,
         force: Annotated[bool, typer.Option("--force", help="Replace another output.")] = False,
         seed: Annotated[int | None, typer.Option("--seed", help="Over the recipe's seed.")] = None,
+        device: Device = "auto",
         as_json: Json = False,
         quiet: Quiet = False,
     ) -> None:
@@ -44,6 +45,7 @@ def register(app: typer.Typer) -> None:
                     ratios=ratios.split(",") if ratios else RATIOS,
                     presets=presets.split(",") if presets else (),
                     seed=seed,
+                    device=device,
                     progress=bars,
                 )
             else:
@@ -57,6 +59,7 @@ def register(app: typer.Typer) -> None:
                     force=force,
                     dry_run=dry_run,
                     seed=seed,
+                    device=device,
                     progress=bars,
                 )
         text = sweep_text(result) if sweep else _dry(result) if dry_run else _text(result)

@@ -42,10 +42,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error; some versions of typer carry a click of their own
             return _usage(error)
-        # The last resort: one line for people, the trace in a file.
-        with tempfile.NamedTemporaryFile("w", prefix="regear-", suffix=".trace", delete=False) as trace:
-            trace.write(traceback.format_exc())
-        return _fail(f"internal failure: {type(error).__name__}: {one_line(error)} (trace: {trace.name})", 3)
+        return _fail(f"internal failure: {type(error).__name__}: {one_line(error)} ({_trace(error)})", 3)
     return result if isinstance(result, int) else 0
 
 
@@ -56,6 +53,16 @@ def _usage(error: Any) -> int:
         return 2
     path = context.command_path if context else "regear"
     return _fail(f"{message} See '{path} --help'.", 2)
+
+
+def _trace(error: Exception) -> str:
+    """Where the trace is: in the run directory if a run wrote it there, else in a file of its own."""
+    for note in getattr(error, "__notes__", []):
+        if note.startswith("trace: "):
+            return note
+    with tempfile.NamedTemporaryFile("w", prefix="regear-", suffix=".trace", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return f"trace: {file.name}"
 
 
 def _fail(message: object, code: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from regear.conversion.recipes import ConvertRecipe
 from regear.core.report import Plot, Section
 from regear.models.families import SourceSpec
+from regear.models.load import pick_device
 from regear.models.store import Store
 from regear.tasks.text import Window
 
@@ -44,8 +45,8 @@ class Plan:
 class Conversion(ABC, Generic[R]):
     """One change of architecture; a subclass is one file and one row of `CONVERSIONS`."""
 
-    def __init__(self, store: Store, spec: SourceSpec, recipe: R) -> None:
-        self.store, self.spec, self.recipe = store, spec, recipe
+    def __init__(self, store: Store, spec: SourceSpec, recipe: R, device: str = "auto") -> None:
+        self.store, self.spec, self.recipe, self.device = store, spec, recipe, pick_device(device)
 
     @property
     @abstractmethod

@@ -58,7 +58,9 @@ def build_recipe(to: str | None, config: str | Path | None, changes: Sequence[st
     return validate(model, values), name
 
 
-def open_source(model: str | Path, recipe: ConvertRecipe, to: str) -> tuple[Path, Conversion[Any]]:
+def open_source(
+    model: str | Path, recipe: ConvertRecipe, to: str, device: str = "auto"
+) -> tuple[Path, Conversion[Any]]:
     """The model's directory and the conversion of it, checked from headers alone.
 
     Raises:
@@ -68,7 +70,7 @@ def open_source(model: str | Path, recipe: ConvertRecipe, to: str) -> tuple[Path
     store = Store(directory)
     spec = describe(store.config)
     store.require(spec.tensors())
-    return directory, CONVERSIONS[to].load()(store, spec, recipe)
+    return directory, CONVERSIONS[to].load()(store, spec, recipe, device)
 
 
 def read_texts(recipe: ConvertRecipe, directory: Path) -> Texts:
@@ -82,18 +84,20 @@ def read_texts(recipe: ConvertRecipe, directory: Path) -> Texts:
     for use in USES:
         wanted = getattr(recipe, use)
         found = windows_of(read_documents(wanted.text, use))
-        windows[use], ids[use] = take_tokens(found, tokenizer, wanted.tokens)
+        windows[use], ids[use] = take_tokens(found, tokenizer, wanted.tokens, wanted.chat)
     return Texts(windows, ids)
 
 
-def calibration_place(recipe: ConvertRecipe, source_digest: str, texts: Texts) -> Path:
+def calibration_place(conversion: Conversion[Any], source_digest: str, texts: Texts) -> Path:
     """Where the cache keeps the statistics of this model on this text."""
     identity = {
         "model": source_digest,
-        "text": digest_of(texts.windows["calibration"]),
+        "ids": texts.ids["calibration"],
+        "weights": [window.weight for window in texts.windows["calibration"]],
         "versions": versions(),
         "threads": torch.get_num_threads(),
-        "seed": recipe.seed,
+        "device": conversion.device.type,
+        "seed": conversion.recipe.seed,
     }
     return home() / "calibration" / fingerprint(identity)[:32]
 
@@ -108,6 +112,7 @@ def convert(
     force: bool = False,
     dry_run: bool = False,
     seed: int | None = None,
+    device: str = "auto",
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Convert a model's architecture and measure what that changed.
@@ -122,6 +127,7 @@ def convert(
         force: replace an output of another recipe, text or model.
         dry_run: print sizes, ranks and refusals only; no weight is read.
         seed: over the recipe's.
+        device: where layers run: `auto` is the GPU where there is one. Factors are always found in float64 on the CPU.
         progress: told a stage, the step done, and how many there are.
 
     Returns the JSON object that `regear convert --json` prints.
@@ -132,7 +138,7 @@ def convert(
     if seed is not None:
         changes = (*changes, f"seed={seed}")
     recipe, name = build_recipe(to, config, changes)
-    directory, conversion = open_source(model, recipe, name)
+    directory, conversion = open_source(model, recipe, name, device)
     plan = conversion.plan()
     if dry_run:
         facts = {key: value for key, value in asdict(plan).items() if not key.startswith("kv_floats")}
@@ -185,6 +191,7 @@ class Job:
             "source": source,
             "versions": versions(),
             "threads": torch.get_num_threads(),
+            "device": conversion.device.type,
         }
         self.fingerprint = fingerprint(self.inputs)
 
@@ -192,7 +199,7 @@ class Job:
         """All steps; the output appears at the end."""
         recipe = self.conversion.recipe
         with Run(self.output, self.fingerprint, self.inputs["recipe"]) as run:
-            place = calibration_place(recipe, self.inputs["model"], self.texts)
+            place = calibration_place(self.conversion, self.inputs["model"], self.texts)
             chosen = self.conversion.prepare(self.texts, place, progress)
             run.log("prepared", **chosen)
             self.conversion.write(run.staging, progress)
@@ -200,7 +207,8 @@ class Job:
             run.log("written")
             progress("compare", 0, 1)
             windows = self.texts.windows["evaluation"]
-            measured, decode = compare(self.directory, run.staging, windows, self.tasks, recipe.seed)
+            device = str(self.conversion.device)
+            measured, decode = compare(self.directory, run.staging, windows, self.tasks, recipe.seed, device)
             progress("compare", 1, 1)
             inside, plots = self.conversion.explain()
             write_text(run.staging / "README.md", self._card([*quality_sections(measured), *inside]))

@@ -151,7 +151,7 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
             warn(f"only {tokens} calibration tokens for a width of {width}; {4 * width} or more give steadier factors")
 
     def prepare(self, texts: Texts, place: Path, progress: Progress) -> dict[str, Any]:
-        self.source = Source(self.store, self.spec)
+        self.source = Source(self.store, self.spec, self.device)
         recipe = self.recipe.convert
         self.statistics = self._calibrate(texts, place, progress)
         weight = self._value_weight(texts) if recipe.factor == "attention" else None

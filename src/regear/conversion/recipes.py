@@ -20,14 +20,23 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class TextRecipe(Recipe):
-    """Texts for one use: files (text, or JSONL rows `{text, weight}`) or `builtin`, and how many tokens to take."""
+    """Texts for one use: files (text, or JSONL rows `{text, weight}`) or `builtin`; how many tokens to take; the share
+    of windows to read as a user's turn of the chat template."""
 
     text: list[str] = Field(default_factory=lambda: ["builtin"])
     tokens: int = Field(8192, ge=1)
+    chat: float = Field(0.0, ge=0, le=1)
 
     def named(self) -> dict[str, Any]:
         """What a checkpoint records: file names without their places."""
-        return {"text": [Path(name).name for name in self.text], "tokens": self.tokens}
+        return {**self.model_dump(mode="json"), "text": [Path(name).name for name in self.text]}
+
+
+class CalibrationRecipe(TextRecipe):
+    """Text to fit on: more of it, some of it as chat."""
+
+    tokens: int = Field(30720, ge=1)
+    chat: float = Field(0.25, ge=0, le=1)
 
 
 class MlaRecipe(Recipe):
@@ -91,9 +100,9 @@ class ConvertRecipe(Recipe):
     """What every conversion takes: its own part, texts by use, a seed."""
 
     seed: int = 0
-    calibration: TextRecipe = Field(default_factory=lambda: TextRecipe(tokens=30720))
-    selection: TextRecipe = Field(default_factory=lambda: TextRecipe(tokens=8192))
-    evaluation: TextRecipe = Field(default_factory=lambda: TextRecipe(tokens=8192))
+    calibration: CalibrationRecipe = Field(default_factory=lambda: CalibrationRecipe.model_validate({}))
+    selection: TextRecipe = Field(default_factory=lambda: TextRecipe.model_validate({}))
+    evaluation: TextRecipe = Field(default_factory=lambda: TextRecipe.model_validate({}))
 
 
 class MlaConvertRecipe(ConvertRecipe):

@@ -34,6 +34,7 @@ def sweep(
     ratios: Sequence[float | str] = RATIOS,
     presets: Sequence[str] = (),
     seed: int | None = None,
+    device: str = "auto",
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Score a conversion at several cache ratios; with `presets`, several settings beside each other.
@@ -47,6 +48,7 @@ def sweep(
         ratios: of the cache, each a number or a fraction.
         presets: settings to compare; by default the recipe as it is.
         seed: over the recipe's.
+        device: where layers run.
 
     Returns the JSON object that `regear convert --sweep --json` prints: `original`, `points`, and `knee` by setting.
     """
@@ -55,10 +57,10 @@ def sweep(
     words = changes if seed is None else (*changes, f"seed={seed}")
     recipes = {(name, str(r)): _recipe(config, words, name, r) for name in presets or (AS_GIVEN,) for r in ratios}
     first = next(iter(recipes.values()))
-    directory, _ = open_source(model, first, "mla")
+    directory, conversion = open_source(model, first, "mla", device)
     texts = read_texts(first, directory)
-    place = calibration_place(first, model_digest(directory), texts)
-    conversion, scores = _score(model, recipes, texts, place, progress)
+    place = calibration_place(conversion, model_digest(directory), texts)
+    scores = _score(model, recipes, texts, place, device, progress)
     original = scores[None]
     points = []
     for (name, ratio), recipe in recipes.items():
@@ -98,14 +100,15 @@ def _score(
     recipes: dict[tuple[str, str], MlaConvertRecipe],
     texts: Texts,
     place: Path,
+    device: str,
     progress: Progress,
-) -> tuple[MlaConversion, dict[Any, Losses]]:
+) -> dict[Any, Losses]:
     """Losses of the original (key None) and of every setting on the evaluation windows, in one pass."""
     prepared: dict[str, MlaConversion] = {}
     # Whoever needs most of the calibration goes first; the others find theirs in the cache.
     for (name, _), recipe in sorted(recipes.items(), key=lambda row: -len(FACTORS[row[1].convert.factor].collectors)):
         if name not in prepared:
-            conversion: MlaConversion = open_source(model, recipe, "mla")[1]  # type: ignore[assignment]
+            conversion: MlaConversion = open_source(model, recipe, "mla", device)[1]  # type: ignore[assignment]
             conversion.plan()
             conversion.prepare(texts, place, progress)
             prepared[name] = conversion
@@ -116,7 +119,7 @@ def _score(
     last = prepared[next(reversed(prepared))]
     found = losses(last.source, batches(ids, [1.0] * len(ids)), list(variants.values()))
     progress("score", 1, 1)
-    return last, dict(zip(variants, found, strict=True))
+    return dict(zip(variants, found, strict=True))
 
 
 def _point(result: Losses, original: Losses, seed: int) -> dict[str, Any]:

@@ -16,14 +16,14 @@ DECODE_CONTEXTS = (128, 512, 2048)
 
 
 def compare(
-    original: Path, converted: Path, windows: Sequence[Window], tasks: Sequence[str], seed: int
+    original: Path, converted: Path, windows: Sequence[Window], tasks: Sequence[str], seed: int, device: str
 ) -> tuple[dict[str, Any], list[list[float]]]:
     """Reload the converted checkpoint and pair it with the original.
 
     Returns what a checkpoint records (the same for every run with the same inputs), and the seconds of a decode step
     at each of `DECODE_CONTEXTS` as [context][original, converted].
     """
-    before_model, after_model = load_model(original), load_model(converted)
+    before_model, after_model = load_model(original, device), load_model(converted, device)
     tokenizer = load_tokenizer(original)
     after, before = score_pair(after_model, before_model, tokenizer, windows)
     sizes = [cache_size(model) for model in (before_model, after_model)]

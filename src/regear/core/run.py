@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -90,6 +91,10 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.lock.close()
+        if isinstance(error, Exception) and not isinstance(error, RegearError):
+            trace = self.directory / "trace.txt"
+            trace.write_text("".join(traceback.format_exception(error)))
+            error.add_note(f"trace: {trace}")
         # A user's mistake found in a run that had nothing durable yet leaves no trace of itself.
         if isinstance(error, RegearError) and self.fresh:
             shutil.rmtree(self.directory, ignore_errors=True)

@@ -64,7 +64,7 @@ def score_choices(model: Any, tokenizer: Any, items: Sequence[ChoiceItem]) -> Ch
 
 def _option_logprobs(model: Any, tokenizer: Any, item: ChoiceItem) -> torch.Tensor:
     """Summed log-probability of each option, [options]."""
-    prompt = tokenizer(item.prompt, add_special_tokens=False)["input_ids"]
+    prompt = tokenizer(item.prompt)["input_ids"]
     options = [tokenizer(" " + option, add_special_tokens=False)["input_ids"] for option in item.options]
     longest = max(map(len, options))
     rows = [prompt + option + [0] * (longest - len(option)) for option in options]

@@ -82,7 +82,7 @@ def _few(items: list[Any], count: int | None) -> list[Any]:
 
 def _same_tokens(tokenizers: Sequence[Any], windows: Sequence[Window]) -> bool:
     """Whether two tokenizers agree on vocabulary and on the first window."""
-    first = [t(windows[0].text, add_special_tokens=False)["input_ids"] for t in tokenizers]
+    first = [t(windows[0].text)["input_ids"] for t in tokenizers]
     return first[0] == first[1] and tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
 
 

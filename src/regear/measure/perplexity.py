@@ -1,6 +1,7 @@
 """Perplexity, bits per byte and KL over fixed windows, per window, so that two models can be paired.
 
-Each window is read alone, without special tokens; its first token has no context and is not scored.
+Each window is read alone, with what the tokenizer puts before a text by itself (a beginning-of-text token, or
+nothing); its first token has no context and is not scored.
 """
 
 import math
@@ -55,7 +56,7 @@ def score(model: Any, tokenizer: Any, windows: Sequence[Window]) -> Scores:
     """Score one model over windows."""
     scores = Scores()
     for window in windows:
-        ids = tokenizer(window.text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(window.text)["input_ids"]
         logits, targets = _forward(model, ids)
         scores.add(window, ids, token_nll(logits, targets), _first_bytes(tokenizer, ids))
     return scores
@@ -66,7 +67,7 @@ def score_pair(model: Any, reference: Any, tokenizer: Any, windows: Sequence[Win
     """Score two models that share a tokenizer, interleaved by window; the first's `kl` is KL(reference ‖ model)."""
     after, before = Scores(), Scores()
     for window in windows:
-        ids = tokenizer(window.text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(window.text)["input_ids"]
         first = _first_bytes(tokenizer, ids)
         logits, targets = _forward(model, ids)
         reference_logits, reference_targets = _forward(reference, ids)
@@ -83,4 +84,5 @@ def _forward(model: Any, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _first_bytes(tokenizer: Any, ids: Sequence[int]) -> int:
-    return len(tokenizer.decode(ids[:1]).encode())
+    """Bytes of the text in the token that is not scored: none if the tokenizer put it there itself."""
+    return len(tokenizer.decode(ids[:1], skip_special_tokens=True).encode())

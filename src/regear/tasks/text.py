@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
@@ -21,12 +21,6 @@ from regear.core.packages import fetched
 
 WINDOW_BYTES = 2048
 BUILTIN = "builtin"
-
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that windows need."""
-
-    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -134,17 +128,29 @@ def spread(windows: Sequence[Window], count: int) -> list[Window]:
     return [windows[(2 * i + 1) * len(windows) // (2 * count)] for i in range(count)]
 
 
-def tokenise(windows: Sequence[Window], tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of each window, without special tokens."""
-    return list(tokenizer([window.text for window in windows], add_special_tokens=False)["input_ids"])
+def tokenise(windows: Sequence[Window], tokenizer: Any, chat: float = 0.0) -> list[list[int]]:
+    """Token ids of each window as the tokenizer makes them by itself, with its beginning-of-text token if it adds one.
+
+    A share `chat` of the windows, evenly spread, is put as a user's turn into the chat template, where there is one:
+    a model in use sees its template's tokens first, and the first tokens are what every later one attends to.
+    """
+    rows = [list(row) for row in tokenizer([window.text for window in windows])["input_ids"]]
+    if getattr(tokenizer, "chat_template", None):
+        for i, window in enumerate(windows):
+            if int((i + 1) * chat) > int(i * chat):
+                turn = [{"role": "user", "content": window.text}]
+                rows[i] = list(tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"])
+    return rows
 
 
-def take_tokens(windows: Sequence[Window], tokenizer: Tokenizer, tokens: int) -> tuple[list[Window], list[list[int]]]:
-    """Evenly spread windows that together hold about `tokens` tokens (all, when there are fewer)."""
+def take_tokens(
+    windows: Sequence[Window], tokenizer: Any, tokens: int, chat: float = 0.0
+) -> tuple[list[Window], list[list[int]]]:
+    """Evenly spread windows that together hold about `tokens` tokens (all, when there are fewer), and their ids."""
     sample = tokenise(spread(windows, 16), tokenizer)
     each = max(1.0, sum(map(len, sample)) / len(sample))
     chosen = spread(windows, max(1, round(tokens / each)))
-    return chosen, tokenise(chosen, tokenizer)
+    return chosen, tokenise(chosen, tokenizer, chat)
 
 
 def digest_of(windows: Sequence[Window]) -> str:

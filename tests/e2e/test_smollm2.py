@@ -1,0 +1,100 @@
+"""The embedded model, for real: fetched, scored, converted on a little text, reloaded, generating."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import regear
+from regear.models.builtin import EMBEDDED, fetch
+
+SMALL = [
+    "calibration.tokens=3000",
+    "selection.tokens=1000",
+    "evaluation.tokens=1000",
+]
+
+
+def test_fetch_gives_an_ordinary_directory(smollm2):
+    found = fetch("smollm2-135m-instruct")
+    assert found["path"] == str(smollm2)
+    assert len(found["sha256"]) == 64
+    config = json.loads((smollm2 / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"], config["num_key_value_heads"]) == ("llama", 30, 3)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    assert "<|im_start|>user" in tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert tokenizer("12 34", add_special_tokens=False)["input_ids"] == tokenizer.convert_tokens_to_ids(
+        ["1", "2", "Ġ", "3", "4"]
+    )
+    assert json.loads((smollm2 / "source.json").read_text())["sha256"] == EMBEDDED["smollm2-135m-instruct"].digest
+
+
+def test_it_knows_a_capital(smollm2):
+    answer = regear.generate("smollm2-135m-instruct", "What is the capital of France?", max_tokens=16)
+    assert answer["text"] == "The capital of France is Paris."
+    assert answer["finish_reason"] == "stop"
+
+
+GOLDEN = 22.904958
+GOLDEN_TEXT = (
+    "The capital of France is Paris. It stands on the river Seine, and it has been the country's largest city for "
+    "centuries. Visitors come for its museums, its bread and its light."
+)
+
+
+def test_perplexity_is_the_known_one(smollm2):
+    """Golden: the value that transformers' own GGUF loader gives on this sentence."""
+    from regear.measure.perplexity import score
+    from regear.models.load import load_model, load_tokenizer
+    from regear.tasks.text import Window
+
+    scores = score(load_model(smollm2), load_tokenizer(smollm2), [Window(GOLDEN_TEXT, "k")])
+    assert scores.perplexity == pytest.approx(GOLDEN, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory, smollm2):
+    out = tmp_path_factory.mktemp("mla") / "out"
+    return out, regear.convert("smollm2-135m-instruct", out, *SMALL, to="mla")
+
+
+def test_half_the_cache_at_little_loss(converted):
+    _, result = converted
+    assert result["kv_floats_per_token"] == {"before": 11520, "after": 5760}
+    assert result["perplexity"]["ratio"] < 1.15  # uniform CARE loses 25 % with ten times this calibration text
+
+
+def test_the_checkpoint_answers_through_stock_transformers(converted):
+    out, _ = converted
+    tokenizer = AutoTokenizer.from_pretrained(out, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    chats = [[{"role": "user", "content": q}] for q in ("What is the capital of France?", "Name a color.")]
+    text = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+    batch = tokenizer(text, return_tensors="pt", padding=True, add_special_tokens=False)
+    together = model.generate(**batch, max_new_tokens=12, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(together[0])
+    alone = tokenizer(text[0], return_tensors="pt", add_special_tokens=False)
+    single = model.generate(**alone, max_new_tokens=12, do_sample=False)[0, alone["input_ids"].shape[1] :]
+    uncached = model.generate(**alone, max_new_tokens=12, do_sample=False, use_cache=False)[
+        0, alone["input_ids"].shape[1] :
+    ]
+    length = len(single)
+    assert together[0, :length].tolist() == single.tolist() == uncached.tolist()
+
+
+def test_ordering_of_the_methods_on_a_real_model(smollm2):
+    """Weight-SVD is far worse than CARE, CARE worse than the default, on windows that none of them saw."""
+    result = regear.sweep(
+        "smollm2-135m-instruct", None, *SMALL, ratios=["1/2"], presets=["svd", "care-uniform", "best"]
+    )
+    excess = {p["setting"]: p["excess"] for p in result["points"]}
+    assert excess["svd"] > 4 * excess["care-uniform"] > 0
+    assert excess["best"] < 0.55 * excess["care-uniform"]
+
+
+@pytest.mark.slow
+def test_default_conversion_meets_its_quality(tmp_path, smollm2):
+    """The whole default conversion: within 5 % of the original's perplexity at half the cache."""
+    result = regear.convert("smollm2-135m-instruct", tmp_path / "out", to="mla")
+    assert result["perplexity"]["ratio_ci"][1] < 1.05
