@@ -175,7 +175,7 @@ def test_saves_and_loads_through_auto_classes(tmp_path):
     assert torch.equal(again(ids).logits, model.eval()(ids).logits)
 
 
-@pytest.mark.parametrize("ranks", [None, [[4, 4, 4]], [[4, 5, 4]] * 3, [[9, 4, 4]] * 3, [[4, 4, 0]] * 3])
+@pytest.mark.parametrize("ranks", [[], [[4, 4, 4]], [[4, 5, 4]] * 3, [[9, 4, 4]] * 3, [[4, 4, 0]] * 3])
 def test_config_refuses_impossible_ranks(ranks):
     with pytest.raises(Exception, match="rank"):
         RegearMlaConfig(num_hidden_layers=3, latent_ranks=ranks)

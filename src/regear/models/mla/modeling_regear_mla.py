@@ -48,7 +48,9 @@ class RegearMlaConfig(LlamaConfig):
 
     def validate_architecture(self):
         """Heads may be of any width; every layer needs its ranks."""
-        if self.latent_ranks is None or len(self.latent_ranks) != self.num_hidden_layers:
+        if self.latent_ranks is None:
+            return  # transformers builds a default config to tell what was changed; no model is built from one
+        if len(self.latent_ranks) != self.num_hidden_layers:
             raise ValueError(f"latent_ranks must list [r, r_k, r_v] for each of {self.num_hidden_layers} layers")
         for r, r_k, r_v in self.latent_ranks:
             if not (0 < r_k <= r and 0 < r_v <= r <= r_k + r_v):
