@@ -312,12 +312,12 @@ def test_the_plan_predicts_what_is_written(tiny, text, tmp_path, cache):
 
 
 def test_source_dtype_and_shards_are_kept(text, tmp_path, cache, monkeypatch):
-    from regear.conversion import mla
+    from regear.conversion import export
 
     path = make_model("llama", tmp_path / "half")
     tensors = {k: v.bfloat16() for k, v in load_file(path / "model.safetensors").items()}
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(mla, "plan_shards", lambda sizes: [[name] for name in sizes])
+    monkeypatch.setattr(export, "plan_shards", lambda sizes: [[name] for name in sizes])
     regear.convert(path, tmp_path / "out", *small(text), to="mla")
     shards = list((tmp_path / "out").glob("model-*.safetensors"))
     assert len(shards) > 10

@@ -5,9 +5,7 @@ ranks per layer. Here y = [k; v] = W x + b before any norm or rotation, the late
 as U c + b: biases stay exact, QK-norm and RoPE act after the up-projection and stay exact too.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,87 +13,20 @@ import torch
 
 from regear.conversion.base import Conversion, Plan, Progress, Texts
 from regear.conversion.calibrate import Statistics, calibrate
+from regear.conversion.export import write_checkpoint
 from regear.conversion.factors import FACTORS, LayerView, bases
+from regear.conversion.latent import allocate, assemble
 from regear.conversion.recipes import MlaConvertRecipe, MlaRecipe
 from regear.conversion.stream import Edit, Source, batches, losses
 from regear.core.errors import DataError
 from regear.core.files import digest, read_json, write_json
 from regear.core.recipe import validate
 from regear.core.report import Plot, Section, Series
-from regear.models.mla import modeling_regear_mla as modeling
-from regear.models.store import BYTES, DTYPES, plan_shards, shard_names, write_index, write_shard
+from regear.models.store import BYTES
 from regear.ops import ranks as rules
-from regear.ops.lowrank import Basis
 
 VALUE_WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01)
 SENSITIVITY_WINDOWS = 4
-# A fitted curvature is trusted within these shares of the mean rank.
-CURVATURE_BOUNDS = (0.75, 1.4)
-MEASURED_BOUNDS = (0.5, 1.7)
-REPLACED = ("self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
-
-
-@dataclass(frozen=True)
-class Factored:
-    """One layer's new tensors in float64: down [r, D], key [G*d, r_k], value [G*d, r_v]; ranks are [r, r_k, r_v]."""
-
-    down: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-
-    @property
-    def ranks(self) -> list[int]:
-        return [len(self.down), self.key.shape[1], self.value.shape[1]]
-
-    def edit(self, key_bias: torch.Tensor | None, value_bias: torch.Tensor | None) -> Edit:
-        """The same map as dense weights, to run inside the source model."""
-        r, r_k, r_v = self.ranks
-        return Edit(self.key @ self.down[:r_k], self.value @ self.down[r - r_v :], key_bias, value_bias)
-
-
-def assemble(found: Sequence[Basis], weight: torch.Tensor, ranks: Sequence[int]) -> Factored:
-    """Cut bases to ranks: one basis and one rank for a joint latent, two of each for separate ones."""
-    half = len(weight) // 2
-    if len(found) == 1:
-        up = found[0].decode[:, : ranks[0]]
-        return Factored(found[0].encode[: ranks[0]] @ weight, up[:half], up[half:])
-    keys, values = found
-    down = torch.cat([keys.encode[: ranks[0]] @ weight[:half], values.encode[: ranks[1]] @ weight[half:]])
-    return Factored(down, keys.decode[:, : ranks[0]], values.decode[:, : ranks[1]])
-
-
-def allocate(
-    recipe: MlaRecipe, spectra: list[list[list[float]]], budget: int, high: int, sensitivity: Sequence[float] | None
-) -> list[list[int]]:
-    """Ranks of every layer, [layer][branch]; the budget is shared equally between branches.
-
-    Args:
-        spectra: [branch][layer][direction], descending.
-        budget: floats per token summed over layers.
-        high: the most ranks a branch of a layer can use.
-        sensitivity: of each layer, for `measured`.
-    """
-    columns = []
-    for spectrum in spectra:
-        layers, share, step = len(spectrum), budget // len(spectra), recipe.align
-        if recipe.allocate == "uniform":
-            columns.append(rules.uniform(layers, share, step=step, high=high))
-            continue
-        bounds = {"curvature": CURVATURE_BOUNDS, "measured": MEASURED_BOUNDS}.get(recipe.allocate, (0.5, 2.0))
-        low, top = rules.bounds(layers, share, high, step=step, low=bounds[0], high=bounds[1])
-        match recipe.allocate:
-            case "energy":
-                score = rules.energy_score(spectrum, step)
-            case "care":
-                score = rules.care_score(spectrum, step)
-            case "care_code":
-                score = rules.care_code_score(spectrum, step, low)
-            case "measured":
-                score = rules.measured_score(spectrum, step, sensitivity or [], high // 4)
-            case _:
-                score = rules.curvature_score(spectrum, step)
-        columns.append(rules.greedy(score, layers, share, step=step, low=low, high=top))
-    return [list(row) for row in zip(*columns, strict=True)]
 
 
 class MlaConversion(Conversion[MlaConvertRecipe]):
@@ -244,73 +175,7 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         return found
 
     def write(self, staging: Path, progress: Progress) -> None:
-        dtype = DTYPES[self.store.dtypes["model.layers.0.self_attn.k_proj.weight"]]
-        sizes = self._sizes(dtype.itemsize)
-        shards = plan_shards(sizes)
-        names = shard_names(len(shards))
-        for number, (file, members) in enumerate(zip(names, shards, strict=True), 1):
-            if not (staging / file).exists():
-                write_shard(staging / file, {name: self._tensor(name, dtype) for name in members})
-            progress("write", number, len(shards))
-        write_index(staging, dict(zip(names, shards, strict=True)), sum(sizes.values()))
-        self._config(str(dtype).removeprefix("torch.")).save_pretrained(staging)
-        shutil.copyfile(str(modeling.__file__), staging / "modeling_regear_mla.py")
-
-    def _sizes(self, item: int) -> dict[str, int]:
-        """Bytes of every output tensor, in the order of the source."""
-        sizes: dict[str, int] = {}
-        for name in self.spec.tensors():
-            if not name.endswith(REPLACED):
-                sizes[name] = self.store.bytes_of([name])
-            elif name.endswith("k_proj.weight"):
-                prefix = name.removesuffix("k_proj.weight")
-                new = self.factored[int(name.split(".")[2])]
-                for part, tensor in (("kv_a_proj", new.down), ("k_b_proj", new.key), ("v_b_proj", new.value)):
-                    sizes[f"{prefix}{part}.weight"] = tensor.numel() * item
-                if self.spec.kv_bias:
-                    sizes |= {f"{prefix}{x}_b_proj.bias": self.spec.branch_width * item for x in "kv"}
-        return sizes
-
-    def _tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        for part, attribute in (("kv_a_proj", "down"), ("k_b_proj", "key"), ("v_b_proj", "value")):
-            if name.endswith(f"{part}.weight"):
-                found: torch.Tensor = getattr(self.factored[int(name.split(".")[2])], attribute)
-                return found.to(dtype)
-        return self.store.read(name.replace("k_b_proj.bias", "k_proj.bias").replace("v_b_proj.bias", "v_proj.bias"))
-
-    def _config(self, dtype: str) -> Any:
-        spec, source = self.spec, self.store.config
-        kept = ("max_position_embeddings", "rms_norm_eps", "initializer_range", "hidden_act", "attention_dropout")
-        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-        rope = dict(source.get("rope_parameters") or source.get("rope_scaling") or {})
-        rope["rope_type"] = spec.rope_type
-        rope.setdefault("rope_theta", source.get("rope_theta", 10000.0))
-        module = "modeling_regear_mla"
-        config: Any = modeling.RegearMlaConfig
-        return config(
-            **{key: source[key] for key in (*kept, *tokens) if source.get(key) is not None},
-            architectures=["RegearMlaForCausalLM"],
-            auto_map={
-                "AutoConfig": f"{module}.RegearMlaConfig",
-                "AutoModelForCausalLM": f"{module}.RegearMlaForCausalLM",
-            },
-            vocab_size=spec.vocabulary,
-            hidden_size=spec.hidden,
-            intermediate_size=spec.intermediate,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=spec.heads,
-            num_key_value_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            rope_parameters={key: value for key, value in rope.items() if key != "type"},
-            tie_word_embeddings=spec.tied,
-            mlp_bias=spec.mlp_bias,
-            q_bias=spec.kv_bias,
-            kv_bias=spec.kv_bias,
-            o_bias=spec.o_bias,
-            qk_norm=spec.qk_norm,
-            latent_ranks=[factored.ranks for factored in self.factored],
-            dtype=dtype,
-        )
+        write_checkpoint(self.store, self.spec, self.factored, staging, progress)
 
     def layer_errors(self) -> list[float]:
         """Share of each layer's output energy E‖y‖² that the bottleneck loses, on calibration text."""
