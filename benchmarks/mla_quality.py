@@ -17,7 +17,7 @@ def main() -> None:
     options.add_argument("--model", default="smollm2-135m-instruct")
     options.add_argument("--windows", type=int, default=64)
     options.add_argument("--ratios", default="3/4,1/2,1/3,1/4")
-    options.add_argument("--presets", default="svd,care-uniform,care,best")
+    options.add_argument("--presets", default="svd,care-uniform,best")
     arguments = options.parse_args()
 
     gate = regear.sweep(arguments.model, None, "evaluation.tokens=1000", ratios=["1"], presets=["best"])
@@ -34,20 +34,19 @@ def main() -> None:
     )
     points = result["points"]
     quotients = {}
-    for ratio in arguments.ratios.split(","):
+    settings = arguments.presets.split(",")
+    for ratio in arguments.ratios.split(",") if {"best", "care-uniform"} <= set(settings) else ():
         found = excess_quotient(points, "best", "care-uniform", ratio, arguments.seed)
         quotients[ratio] = {"value": found.value, "ci": [found.low, found.high]}
     worst = {p["kv_ratio"]: p["perplexity"] for p in points if p["setting"] == "svd"}
     best = {p["kv_ratio"]: p["perplexity"] for p in points if p["setting"] == "best"}
-    largest = max(worst, key=lambda ratio: worst[ratio] / best[ratio])
-    results = {
-        **result,
-        "excess_over_care_uniform": quotients,
-        "largest_svd_to_regear": {"kv_ratio": largest, "perplexity_ratio": worst[largest] / best[largest]},
-    }
+    results = {**result, "excess_over_care_uniform": quotients}
+    if worst and best:
+        largest = max(worst, key=lambda ratio: worst[ratio] / best[ratio])
+        results["largest_svd_to_regear"] = {"kv_ratio": largest, "perplexity_ratio": worst[largest] / best[largest]}
     lines = [f"{r}: {q['value']:.3f} (95 % {q['ci'][0]:.3f} to {q['ci'][1]:.3f})" for r, q in quotients.items()]
     text = f"{sweep_text(result)}\nexcess log-perplexity over uniform CARE's: {'; '.join(lines)}\n"
-    text += f"largest SVD-to-regear perplexity ratio: {worst[largest] / best[largest]:.0f} at {largest}"
+    text += f"largest SVD-to-regear: {results.get('largest_svd_to_regear')}"
     finish("mla_quality", arguments, results, text)
 
 

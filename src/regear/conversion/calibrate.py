@@ -1,10 +1,11 @@
 """Calibration: one pass up the layers, and where a collector wants gradients one pass down, each layer durable.
 
-Statistics live in the cache under one digest of all that decides them (model, windows, collectors, versions,
-threads), a file a layer, so that a killed pass goes on where it was and every later ratio reuses them.
+Statistics live in the cache under one digest of all that decides them (model, windows, versions, threads,
+device, seed), a file a layer, so that a killed pass goes on where it was and every later ratio reuses them.
 Going down, each layer is run again from its stored input, so memory stays at one layer.
 """
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from regear.conversion.collect import COLLECTORS, Collector, Seen
 from regear.conversion.stream import Batch, Source
-from regear.core.errors import writing
+from regear.core.errors import RegearError, writing
 from regear.core.files import aside
 from regear.models.store import write_shard
 
@@ -46,23 +47,44 @@ def calibrate(
     kinds = [COLLECTORS[name].load() for name in collectors]
     upward = [kind for kind in kinds if not kind.gradient]
     downward = [kind for kind in kinds if kind.gradient]
-    place.mkdir(parents=True, exist_ok=True)
     layers = source.spec.layers
     work = place / "work"
-    work.mkdir(exist_ok=True)
-    down_done = all(_file(place, "down", i).exists() for i in range(layers))
-    lacks_inputs = bool(downward) and not down_done and not _file(work, "input", layers).exists()
-    if lacks_inputs or not all(_file(place, "up", i).exists() for i in range(layers)):
-        _climb(source, data, upward, bool(downward), place, work, progress)
-    if downward and not down_done:
-        _descend(source, data[::GRADIENT_STRIDE], downward, place, work, seed, progress)
-    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    with open(place / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process on the same text waits, then finds the statistics
+        try:
+            _gather(source, data, upward, downward, place, work, seed, progress)
+        except RegearError:
+            shutil.rmtree(work, ignore_errors=True)  # a mistake would be found again: nothing to go on from
+            raise
+        shutil.rmtree(work, ignore_errors=True)
     found: Statistics = []
     for index in range(layers):
         found.append(load_file(_file(place, "up", index)))
         if downward:
             found[-1] |= load_file(_file(place, "down", index))
     return found
+
+
+def _gather(
+    source: Source,
+    data: Sequence[Batch],
+    upward: Sequence[type[Collector]],
+    downward: Sequence[type[Collector]],
+    place: Path,
+    work: Path,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Whatever the cache still lacks."""
+    layers = source.spec.layers
+    work.mkdir(parents=True, exist_ok=True)
+    down_done = all(_file(place, "down", i).exists() for i in range(layers))
+    lacks_inputs = bool(downward) and not down_done and not _file(work, "input", layers).exists()
+    if lacks_inputs or not all(_file(place, "up", i).exists() for i in range(layers)):
+        _climb(source, data, upward, bool(downward), place, work, progress)
+    if downward and not down_done:
+        _descend(source, data[::GRADIENT_STRIDE], downward, place, work, seed, progress)
 
 
 def _file(place: Path, what: str, index: int) -> Path:
@@ -131,9 +153,9 @@ def _climb(
     """Up the layers. The newest hidden states are kept, so that a killed pass can go on; with `keep_inputs`, so are
     every layer's inputs that the pass down will need."""
     layers = source.spec.layers
-    start, hidden = _resume(source, layers, work)
+    start, hidden = _resume(source, layers, work, keep_inputs)
     if start == 0:
-        hidden = [source.embed(batch.ids) for batch in data]
+        hidden = source.embed(data)
     for index in range(start, layers):
         if keep_inputs:
             _save(_file(work, "input", index), hidden[::GRADIENT_STRIDE])
@@ -154,11 +176,15 @@ def _climb(
     _file(work, "after", layers - 1).unlink(missing_ok=True)
 
 
-def _resume(source: Source, layers: int, work: Path) -> tuple[int, list[torch.Tensor]]:
-    """The first layer still to do, and its input; (0, []) when there is nothing to go on from."""
+def _resume(source: Source, layers: int, work: Path, keep_inputs: bool) -> tuple[int, list[torch.Tensor]]:
+    """The first layer still to do, and its input; (0, []) when there is nothing to go on from.
+
+    A pass that keeps inputs goes on only from one that kept them too.
+    """
     for index in reversed(range(layers)):
         path = _file(work, "after", index)
-        if path.exists():
+        kept = not keep_inputs or all(_file(work, "input", i).exists() for i in range(index + 1))
+        if path.exists() and kept:
             return index + 1, _restore(path, source)
     return 0, []
 

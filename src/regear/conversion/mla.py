@@ -63,13 +63,17 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         windows = self.recipe.calibration.tokens * spec.hidden * 4
         return Plan(
             kv_floats_before=spec.kv_floats_per_token,
-            kv_floats_after=min(self.budget, self.high * branches * spec.layers),
+            kv_floats_after=rank * spec.layers if recipe.allocate == "uniform" else self._most_floats(branches),
             parameters_before=before,
             parameters_after=before - old + new,
             output_bytes=(before - old + new) * item,
             memory_bytes=max(layer_bytes * 2, vocabulary_bytes) + 2 * windows + 3 * 8 * spec.kv_width**2,
             facts={"mean_rank": self.budget / spec.layers, "width": spec.kv_width, "layers": spec.layers},
         )
+
+    def _most_floats(self, branches: int) -> int:
+        """What a greedy allocation can spend: the budget, or every branch at the most it can use."""
+        return min(self.budget, self.high * branches * self.spec.layers)
 
     def check_texts(self, texts: Texts, warn: Callable[[str], None]) -> None:
         tokens, width = texts.tokens("calibration"), self.spec.kv_width
@@ -95,6 +99,11 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         if self.sensitivity is not None:
             chosen["sensitivity"] = self.sensitivity
         return chosen
+
+    @property
+    def kv_floats(self) -> int:
+        """Cached floats per token, summed over layers, of the ranks that were chosen."""
+        return sum(factored.ranks[0] for factored in self.factored)
 
     def at_ratio(self, ratio: float | str) -> list[Edit]:
         """After `prepare`: the same directions cut to another ratio, as edits of the source."""
@@ -158,7 +167,9 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
     def _sensitivity(self, texts: Texts, place: Path) -> list[float]:
         """Rise in log-perplexity on selection text when one layer alone is cut to a quarter; cached for every ratio."""
         recipe = self.recipe.convert
-        key = digest({"factor": recipe.factor, "branches": recipe.branches, "ids": texts.ids["selection"]})
+        weights = [view.value_weight for view in self.views[:1]]
+        what = {"factor": recipe.factor, "branches": recipe.branches, "weights": weights, "rank": self.high // 4}
+        key = digest({**what, "ids": texts.ids["selection"], "windows": SENSITIVITY_WINDOWS})
         path = place / f"sensitivity-{key[:16]}.json"
         if path.exists():
             return list(read_json(path))

@@ -86,9 +86,10 @@ class Source:
         names = list(self.spec.layer_tensors())
         return self._load(self.skeleton.model.layers[index], f"model.layers.{index}.", names)
 
-    def embed(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """Hidden states before the first layer, [B, T, D]."""
-        return nn.functional.embedding(ids_BT.to(self.device), self.tensor("model.embed_tokens.weight"))
+    def embed(self, data: Sequence[Batch]) -> list[torch.Tensor]:
+        """Hidden states before the first layer, [B, T, D] a batch."""
+        table = self.tensor("model.embed_tokens.weight")
+        return [nn.functional.embedding(batch.ids.to(self.device), table) for batch in data]
 
     def head(self) -> nn.Module:
         """Final norm and language-model head."""
@@ -152,7 +153,7 @@ def losses(source: Source, data: Sequence[Batch], variants: Sequence[Sequence[Ed
     A variant is one `Edit` (or None) a layer; None as a whole is the original. A variant costs
     nothing below its first edit. KL is measured from the original.
     """
-    original = [source.embed(batch.ids) for batch in data]
+    original = source.embed(data)
     hidden: list[list[torch.Tensor] | None] = [None for _ in variants]
     for index in range(source.spec.layers):
         layer = source.layer(index)

@@ -57,15 +57,16 @@ def sweep(
     words = changes if seed is None else (*changes, f"seed={seed}")
     recipes = {(name, str(r)): _recipe(config, words, name, r) for name in presets or (AS_GIVEN,) for r in ratios}
     first = next(iter(recipes.values()))
-    directory, conversion = open_source(model, first, "mla", device)
+    for recipe in recipes.values():
+        directory, conversion = open_source(model, recipe, "mla", device)
+        conversion.plan()
     texts = read_texts(first, directory)
     place = calibration_place(conversion, model_digest(directory), texts)
-    scores = _score(model, recipes, texts, place, device, progress)
+    scores, floats = _score(model, recipes, texts, place, device, progress)
     original = scores[None]
     points = []
-    for (name, ratio), recipe in recipes.items():
-        floats = int(recipe.convert.ratio * conversion.spec.kv_floats_per_token)
-        points.append({"setting": name, "kv_ratio": ratio, "kv_floats_per_token": floats})
+    for name, ratio in recipes:
+        points.append({"setting": name, "kv_ratio": ratio, "kv_floats_per_token": floats[name, ratio]})
         points[-1] |= _point(scores[name, ratio], original, first.seed)
     result = {
         "model": source_name(model, directory),
@@ -102,24 +103,27 @@ def _score(
     place: Path,
     device: str,
     progress: Progress,
-) -> dict[Any, Losses]:
-    """Losses of the original (key None) and of every setting on the evaluation windows, in one pass."""
+) -> tuple[dict[Any, Losses], dict[Any, int]]:
+    """Losses of the original (key None) and of every setting on the evaluation windows, in one pass; and the cached
+    floats per token of every setting."""
     prepared: dict[str, MlaConversion] = {}
     # Whoever needs most of the calibration goes first; the others find theirs in the cache.
     for (name, _), recipe in sorted(recipes.items(), key=lambda row: -len(FACTORS[row[1].convert.factor].collectors)):
         if name not in prepared:
             conversion: MlaConversion = open_source(model, recipe, "mla", device)[1]  # type: ignore[assignment]
-            conversion.plan()
             conversion.prepare(texts, place, progress)
             prepared[name] = conversion
     variants: dict[Any, Any] = {None: None}
-    variants |= {(name, ratio): prepared[name].at_ratio(ratio) for name, ratio in recipes}
+    floats: dict[Any, int] = {}
+    for name, ratio in recipes:
+        variants[name, ratio] = prepared[name].at_ratio(ratio)
+        floats[name, ratio] = prepared[name].kv_floats
     progress("score", 0, 1)
     ids = texts.ids["evaluation"]
     last = prepared[next(reversed(prepared))]
     found = losses(last.source, batches(ids, [1.0] * len(ids)), list(variants.values()))
     progress("score", 1, 1)
-    return dict(zip(variants, found, strict=True))
+    return dict(zip(variants, found, strict=True)), floats
 
 
 def _point(result: Losses, original: Losses, seed: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def uniform(layers: int, budget: int, *, step: int, high: int) -> list[int]:
     Raises:
         RecipeError: not even one step a layer fits.
     """
-    rank = min(budget // layers // step * step, high)
+    rank = min(budget // layers, high) // step * step
     if rank < 1:
         raise RecipeError(
             f"the budget of {budget} floats per token is below one rank of {step} in each of {layers} layers; "
@@ -53,8 +53,12 @@ def greedy(score: Score, layers: int, budget: int, *, step: int, low: int, high:
 def bounds(layers: int, budget: int, width: int, *, step: int, low: float = 0.5, high: float = 2.0) -> tuple[int, int]:
     """Bounds as fractions of the mean rank, in whole steps, within [step, width]."""
     mean = budget / layers
-    lowest = max(step, math.ceil(low * mean / step) * step)
-    return min(lowest, int(mean // step * step) or step), min(width, max(step, int(high * mean) // step * step))
+
+    def whole(rank: float) -> int:
+        return max(step, int(rank // step) * step)
+
+    top = whole(min(width, high * mean))
+    return min(max(step, math.ceil(low * mean / step) * step), whole(mean), top), top
 
 
 def _sum(values: Sequence[float], start: int, count: int) -> float:
