@@ -108,9 +108,11 @@ def make_text(bytes_: int = 3 * 2048 + 100, seed: int = 0) -> str:
 
 
 def small(text: Path, tokens: int = 4096) -> list[str]:
-    """Recipe words for a quick conversion on one text."""
-    return [
-        f"{use}.{key}={value}"
-        for use in ("calibration", "selection", "evaluation")
-        for key, value in (("text", f"[{text}]"), ("tokens", tokens))
-    ]
+    """Recipe words for a quick conversion, calibrated on `text`, with other texts beside it for the other uses."""
+    words = [f"calibration.text=[{text}]"]
+    for seed, use in enumerate(("selection", "evaluation"), 100):
+        other = text.with_name(f"{use}.txt")
+        if not other.exists():
+            other.write_text(make_text(seed=seed))
+        words.append(f"{use}.text=[{other}]")
+    return [*words, *(f"{use}.tokens={tokens}" for use in ("calibration", "selection", "evaluation"))]

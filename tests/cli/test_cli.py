@@ -34,7 +34,17 @@ def test_convert_eval_generate_chain(tiny, text, tmp_path, capsys, cache):
     assert code == 0
     result = json.loads(stdout)
     assert {"output", "to", "format", "kv_floats_per_token", "seconds", "peak_rss_bytes"} <= set(result)
-    code, stdout, _ = call(capsys, "eval", out, "--against", tiny("llama"), "--text", text, "--json", "--no-speed")
+    code, stdout, _ = call(
+        capsys,
+        "eval",
+        out,
+        "--against",
+        tiny("llama"),
+        "--text",
+        text.with_name("evaluation.txt"),
+        "--json",
+        "--no-speed",
+    )
     assert code == 0
     assert json.loads(stdout)["against"]["ratio"] == pytest.approx(result["perplexity"]["ratio"], rel=1e-4)
     code, stdout, _ = call(capsys, "generate", out, "the fox", "--max-tokens", 4, "--json")

@@ -69,7 +69,7 @@ def test_the_output_is_complete_and_names_no_place(tiny, text, tmp_path, cache):
             assert str(text.parent).encode() not in raw, name
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: mit" in card
-    assert "base_model: someone/tiny" in card
+    assert "base_model: llama\n" in card
     assert "should not use it" in card
     record = json.loads((tmp_path / "out" / "regear.json").read_text())
     assert record["measured"]["perplexity"]["ratio"] > 0

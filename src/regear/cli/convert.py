@@ -25,13 +25,22 @@ def register(app: typer.Typer) -> None:
         ratios: Annotated[str | None, typer.Option(help="Cache ratios of the sweep, separated by commas.")] = None,
         presets: Annotated[str | None, typer.Option(help="Presets of the sweep, separated by commas.")] = None,
         force: Annotated[bool, typer.Option("--force", help="Replace another output.")] = False,
-        seed: Annotated[int | None, typer.Option("--seed", help="Over the recipe's seed.")] = None,
+        seed: Annotated[int | None, typer.Option("--seed", min=0, help="Over the recipe's seed.")] = None,
         device: Device = "auto",
         as_json: Json = False,
         quiet: Quiet = False,
     ) -> None:
         """Convert a model; the output appears whole, with a card, a record and a report."""
         import regear
+        from regear.core.errors import RecipeError
+
+        wrong = (
+            {"--dry-run": dry_run, "--force": force, "--tasks": tasks}
+            if sweep
+            else {"--ratios": ratios, "--presets": presets}
+        )
+        if given := [name for name, value in wrong.items() if value]:
+            raise RecipeError(f"{given[0]} does not go {'with' if sweep else 'without'} --sweep; leave one of them out")
         from regear.conversion.sweep import RATIOS
 
         with Bars(quiet=quiet) as bars:
@@ -89,7 +98,8 @@ def _dry(result: dict[str, Any]) -> str:
             ("mean rank", f"{facts['mean_rank']:.1f} of {facts['width']} in {facts['layers']} layers"),
             ("parameters", f"{result['parameters_before']:,} → {result['parameters_after']:,}"),
             ("output", f"{result['output_bytes'] / 2**20:,.0f} MiB"),
-            ("memory, about", f"{result['memory_bytes'] / 2**20:,.0f} MiB for calibration"),
+            ("memory, about", f"{result['memory_bytes'] / 2**20:,.0f} MiB"),
+            ("scratch, about", f"{result['scratch_bytes'] / 2**20:,.0f} MiB in the cache, while it runs"),
         ]
     )
 

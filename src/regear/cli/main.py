@@ -38,7 +38,11 @@ def run(arguments: list[str]) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; the same command resumes", 130)
+        return _fail("interrupted", 130)
+    except OSError as error:
+        if error.filename is None:
+            return _fail(f"internal failure: {type(error).__name__}: {one_line(error)} ({_trace(error)})", 3)
+        return _fail(f"{error.strerror}: {error.filename}; check the path, its permissions and the room on the disk", 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error; some versions of typer carry a click of their own
             return _usage(error)

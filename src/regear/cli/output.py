@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no table.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 

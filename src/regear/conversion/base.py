@@ -24,6 +24,11 @@ class Texts:
     windows: dict[str, list[Window]]
     ids: dict[str, list[list[int]]]
 
+    def shared(self) -> int:
+        """Evaluation windows whose text also serves calibration or selection."""
+        seen = {window.text for use in ("calibration", "selection") for window in self.windows[use]}
+        return sum(window.text in seen for window in self.windows["evaluation"])
+
     def tokens(self, use: str) -> int:
         """How many tokens a use holds."""
         return sum(map(len, self.ids[use]))
@@ -39,6 +44,7 @@ class Plan:
     parameters_after: int
     output_bytes: int
     memory_bytes: int
+    scratch_bytes: int
     facts: dict[str, Any] = field(default_factory=dict)
 
 

@@ -110,11 +110,10 @@ class Tap:
     def __init__(self, layer: Any) -> None:
         self.outputs: dict[str, torch.Tensor] = {}
         self.biases: dict[str, torch.Tensor | None] = {}
-        self.handles = []
         for name in ("q_proj", "k_proj", "v_proj"):
             module = getattr(layer.self_attn, name)
             self.biases[name] = module.bias
-            self.handles.append(module.register_forward_hook(self._hook(name)))
+            module.register_forward_hook(self._hook(name))
 
     def _hook(self, name: str) -> Callable[[Any, Any, torch.Tensor], None]:
         def catch(module: Any, arguments: Any, output: torch.Tensor) -> None:
@@ -133,11 +132,7 @@ class Tap:
 
         found = None if gradients is None else torch.cat([g[real.to(g.device)].cpu() for g in gradients], -1)
         outputs = torch.cat([flat("k_proj"), flat("v_proj")], -1)
-        return Seen(flat("q_proj"), outputs, batch.weight[real], batch.first[real], found)
-
-    def close(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+        return Seen(flat("q_proj"), outputs, batch.weight[real], found)
 
 
 @torch.no_grad()

@@ -18,12 +18,11 @@ from regear.ops.gram import Moments
 @dataclass(frozen=True)
 class Seen:
     """Flattened over real tokens. Shapes: queries [N, H*d]; outputs (keys and values before any norm or rotation,
-    without bias) [N, W]; weight and first [N]; gradients in the outputs [N, W], or None."""
+    without bias) [N, W]; weight [N]; gradients in the outputs [N, W], or None."""
 
     queries: torch.Tensor
     outputs: torch.Tensor
     weight: torch.Tensor
-    first: torch.Tensor
     gradients: torch.Tensor | None = None
 
 
@@ -82,16 +81,14 @@ class KvFisher(Collector):
 
     def __init__(self, spec: SourceSpec) -> None:
         super().__init__(spec)
-        self.rows: list[Seen] = []
+        self.rows: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def add(self, seen: Seen) -> None:
-        self.rows.append(seen)
+        if seen.gradients is not None:
+            self.rows.append((seen.outputs, seen.gradients, seen.weight))
 
     def state(self) -> dict[str, torch.Tensor]:
-        outputs = torch.cat([seen.outputs for seen in self.rows])
-        gradients = torch.cat([seen.gradients for seen in self.rows if seen.gradients is not None])
-        weight = torch.cat([seen.weight for seen in self.rows])
-        gram, metric = kronecker_fisher(outputs, gradients, weight)
+        gram, metric = kronecker_fisher(*(torch.cat(parts) for parts in zip(*self.rows, strict=True)))
         return {"fisher_gram": gram, "fisher_metric": metric}
 
 

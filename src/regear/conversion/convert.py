@@ -4,6 +4,7 @@ Nothing is read before the recipe, the model's config and the tensor headers fit
 output before it has been reloaded and compared; and all that was durable when a run was killed is used again.
 """
 
+import os
 import shutil
 import sys
 import time
@@ -19,19 +20,19 @@ from regear.conversion.recipes import ConvertRecipe
 from regear.conversion.table import CONVERSIONS
 from regear.conversion.verify import compare, decode_section, quality_sections
 from regear.core import card
-from regear.core.errors import RecipeError, writing
+from regear.core.errors import CheckpointError, RecipeError, writing
 from regear.core.files import home, read_json, write_json, write_text
 from regear.core.machine import peak_rss_bytes, versions
 from regear.core.provenance import fingerprint, model_digest
 from regear.core.recipe import apply_changes, read_yaml, set_key, validate
 from regear.core.report import Plot, Report, Section
-from regear.core.run import Run, is_done
+from regear.core.run import Run, check_apart, is_done
 from regear.models.builtin import EMBEDDED, resolve
 from regear.models.families import describe
 from regear.models.load import load_tokenizer
 from regear.models.store import Store
 from regear.tasks.choice import load as load_task
-from regear.tasks.text import digest_of, read_documents, take_tokens, windows_of
+from regear.tasks.text import BUILTIN, digest_of, read_documents, take_tokens, windows_of
 
 USES = ("calibration", "selection", "evaluation")
 CARRIED = ("tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
@@ -73,11 +74,12 @@ def open_source(
     return directory, CONVERSIONS[to].load()(store, spec, recipe, device)
 
 
-def read_texts(recipe: ConvertRecipe, directory: Path) -> Texts:
+def read_texts(recipe: ConvertRecipe, directory: Path, vocabulary: int) -> Texts:
     """Windows and token ids for every use of text.
 
     Raises:
         DataError: a text is missing, not UTF-8 or shorter than one window.
+        CheckpointError: the tokenizer makes ids that the model's vocabulary does not have.
     """
     tokenizer = load_tokenizer(directory)
     windows, ids = {}, {}
@@ -85,6 +87,12 @@ def read_texts(recipe: ConvertRecipe, directory: Path) -> Texts:
         wanted = getattr(recipe, use)
         found = windows_of(read_documents(wanted.text, use))
         windows[use], ids[use] = take_tokens(found, tokenizer, wanted.tokens, wanted.chat)
+        largest = max(max(row) for row in ids[use])
+        if largest >= vocabulary:
+            raise CheckpointError(
+                f"the tokenizer made token {largest}, but the model has a vocabulary of {vocabulary}; "
+                "give the tokenizer that belongs to this model"
+            )
     return Texts(windows, ids)
 
 
@@ -141,22 +149,31 @@ def convert(
     directory, conversion = open_source(model, recipe, name, device)
     plan = conversion.plan()
     if dry_run:
+        for use in USES:
+            read_documents([name for name in getattr(recipe, use).text if name != BUILTIN], use)
+        if output is not None:
+            check_apart(Path(output), directory)
+            is_done(Path(output), "", force=True)
         facts = {key: value for key, value in asdict(plan).items() if not key.startswith("kv_floats")}
         kv = {"before": plan.kv_floats_before, "after": plan.kv_floats_after}
         return {"dry_run": True, "to": name, "format": conversion.format, "kv_floats_per_token": kv, **facts}
     if output is None:
         raise RecipeError("no output given; name one with -o DIR, or pass --dry-run")
+    out = Path(os.path.abspath(output))
+    check_apart(out, directory)
     for task in tasks:
         load_task(task)
-    texts = read_texts(recipe, directory)
-    conversion.check_texts(texts, _warn)
-    job = Job(conversion, texts, directory, Path(output), source_name(model, directory), name, list(tasks))
-    if is_done(job.output, job.fingerprint, force=force):
-        return {**job.result(read_json(job.output / "regear.json"), 0.0), "already_done": True}
-    return job.run(progress)
+    texts = read_texts(recipe, directory, conversion.spec.vocabulary)
+    conversion.check_texts(texts, warn)
+    if shared := texts.shared():
+        warn(f"{shared} evaluation windows are also calibration or selection text; the figures will look too good")
+    job = Job(conversion, texts, directory, out, source_name(model, directory), name, list(tasks))
+    if is_done(out, job.fingerprint, force=force):
+        return {**job.result(read_json(out / "regear.json"), 0.0), "already_done": True}
+    return job.run(progress, force=force)
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     print(f"regear: warning: {message}", file=sys.stderr)
 
 
@@ -195,10 +212,12 @@ class Job:
         }
         self.fingerprint = fingerprint(self.inputs)
 
-    def run(self, progress: Progress) -> dict[str, Any]:
+    def run(self, progress: Progress, *, force: bool) -> dict[str, Any]:
         """All steps; the output appears at the end."""
         recipe = self.conversion.recipe
         with Run(self.output, self.fingerprint, self.inputs["recipe"]) as run:
+            if is_done(self.output, self.fingerprint, force=force):  # another process may just have finished
+                return {**self.result(read_json(self.output / "regear.json"), 0.0), "already_done": True}
             place = calibration_place(self.conversion, self.inputs["model"], self.texts)
             chosen = self.conversion.prepare(self.texts, place, progress)
             run.log("prepared", **chosen)
@@ -209,6 +228,7 @@ class Job:
             windows = self.texts.windows["evaluation"]
             device = str(self.conversion.device)
             measured, decode = compare(self.directory, run.staging, windows, self.tasks, recipe.seed, device)
+            measured["evaluation_windows_seen_before"] = self.texts.shared()
             progress("compare", 1, 1)
             inside, plots = self.conversion.explain()
             write_text(run.staging / "README.md", self._card([*quality_sections(measured), *inside]))

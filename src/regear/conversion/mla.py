@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from regear.conversion.base import Conversion, Plan, Progress, Texts
-from regear.conversion.calibrate import Statistics, calibrate
+from regear.conversion.calibrate import GRADIENT_STRIDE, Statistics, calibrate
 from regear.conversion.export import write_checkpoint
 from regear.conversion.factors import FACTORS, LayerView, bases
 from regear.conversion.latent import allocate, assemble
@@ -67,7 +67,12 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
             parameters_before=before,
             parameters_after=before - old + new,
             output_bytes=(before - old + new) * item,
-            memory_bytes=max(layer_bytes * 2, vocabulary_bytes) + 2 * windows + 3 * 8 * spec.kv_width**2,
+            memory_bytes=max(
+                max(layer_bytes * 2, vocabulary_bytes) + 3 * windows,  # calibration: one layer and the hidden states
+                8 * spec.layers * (6 * spec.kv_width**2 + 2 * spec.kv_width * spec.hidden),  # factors of all layers
+                8 * before + 8 * 600 * spec.vocabulary,  # comparison: both models in float32, and their logits
+            ),
+            scratch_bytes=windows * (2 + spec.layers // GRADIENT_STRIDE),
             facts={"mean_rank": self.budget / spec.layers, "width": spec.kv_width, "layers": spec.layers},
         )
 
@@ -233,7 +238,8 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
             "With exact RoPE the keys are rebuilt from the latents and rotated at every step (2·T·r_k·G·d operations a "
             "layer); values are absorbed. The cache is smaller, the step is not cheaper: choose this form to fit more "
             "context or more requests into memory, not to decode faster at long context. Those who need faster "
-            "long-context decoding should not use it."
+            "long-context decoding should not use it. Times measured beside the original on the machine that converted "
+            "are in the run's report.html: a checkpoint holds no clock."
         )
         header = ["context", "attention MFLOP before", "after", "cache Mfloats before", "after"]
         return Section("Cost of decoding one token", header, rows, note)

@@ -62,7 +62,7 @@ class MlaRecipe(Recipe):
             return values
         name = values.get("preset")
         if name is not None:
-            if name not in PRESETS:
+            if not isinstance(name, str) or name not in PRESETS:
                 raise ValueError(f"unknown preset {name!r}{closest(str(name), PRESETS)}; known: {', '.join(PRESETS)}")
             values = {**PRESETS[name], **values}
         if values.get("factor", "fisher") != "fisher" and "allocate" not in values:
@@ -99,7 +99,7 @@ class MlaRecipe(Recipe):
 class ConvertRecipe(Recipe):
     """What every conversion takes: its own part, texts by use, a seed."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     calibration: CalibrationRecipe = Field(default_factory=lambda: CalibrationRecipe.model_validate({}))
     selection: TextRecipe = Field(default_factory=lambda: TextRecipe.model_validate({}))
     evaluation: TextRecipe = Field(default_factory=lambda: TextRecipe.model_validate({}))

@@ -29,13 +29,6 @@ class Batch:
     real: torch.Tensor
     weight: torch.Tensor
 
-    @property
-    def first(self) -> torch.Tensor:
-        """Marks each window's first token, [B, T]."""
-        mark = torch.zeros_like(self.real)
-        mark[:, 0] = True
-        return mark
-
 
 def batches(rows: Sequence[Sequence[int]], weights: Sequence[float], size: int = BATCH_WINDOWS) -> list[Batch]:
     """Group token rows, in order, into padded batches. Causal attention never looks at a pad on the right."""

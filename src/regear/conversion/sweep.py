@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from regear.conversion.base import Progress, Texts
-from regear.conversion.convert import calibration_place, open_source, read_texts, silent, source_name
+from regear.conversion.convert import calibration_place, open_source, read_texts, silent, source_name, warn
 from regear.conversion.factors import FACTORS
 from regear.conversion.mla import MlaConversion
 from regear.conversion.recipes import MlaConvertRecipe
 from regear.conversion.stream import Losses, batches, losses
-from regear.core.errors import RecipeError
+from regear.core.errors import CheckpointError, RecipeError
 from regear.core.files import write_json
 from regear.core.machine import describe
 from regear.core.provenance import model_digest
@@ -23,6 +23,7 @@ from regear.tasks.text import digest_of
 RATIOS = ("3/4", "2/3", "1/2", "2/5", "1/3", "1/4", "1/6")
 # Named settings to draw; without a preset the recipe is drawn as it stands.
 AS_GIVEN = "recipe"
+REPORTS = ("report.json", "report.html")
 
 
 def sweep(
@@ -54,13 +55,16 @@ def sweep(
     """
     if to not in (None, "mla"):
         raise RecipeError(f"found --to {to}; only mla has a cache ratio to sweep")
+    if output is not None:
+        _check_free(Path(output))
     words = changes if seed is None else (*changes, f"seed={seed}")
     recipes = {(name, str(r)): _recipe(config, words, name, r) for name in presets or (AS_GIVEN,) for r in ratios}
     first = next(iter(recipes.values()))
     for recipe in recipes.values():
         directory, conversion = open_source(model, recipe, "mla", device)
         conversion.plan()
-    texts = read_texts(first, directory)
+    texts = read_texts(first, directory, conversion.spec.vocabulary)
+    conversion.check_texts(texts, warn)
     place = calibration_place(conversion, model_digest(directory), texts)
     scores, floats = _score(model, recipes, texts, place, device, progress)
     original = scores[None]
@@ -85,6 +89,14 @@ def sweep(
         page = Report(f"Quality against cache: {result['model']}", [table(result)], plots(result))
         page.write(Path(output) / "report.html")
     return result
+
+
+def _check_free(output: Path) -> None:
+    """A sweep's directory holds its two reports and nothing else."""
+    if output.is_symlink() or output.exists():
+        others = {path.name for path in output.iterdir()} - set(REPORTS) if output.is_dir() else {output.name}
+        if others:
+            raise CheckpointError(f"{output} already holds {sorted(others)[0]}; choose another directory for the sweep")
 
 
 def _recipe(config: str | Path | None, words: Sequence[str], preset: str, ratio: float | str) -> MlaConvertRecipe:
@@ -162,7 +174,7 @@ def table(result: dict[str, Any]) -> Section:
     knees = "; ".join(f"{name}: {k['kv_ratio']}" for name, k in result["knee"].items())
     note = (
         f"Original perplexity {original['perplexity']:.3f} on {original['windows']} windows ({original['tokens']:,} "
-        f"tokens) used for nothing else. Knee (the point farthest from the chord): {knees}."
+        f"tokens). Knee (the point farthest from the chord): {knees}."
     )
     header = ["setting", "KV ratio", "KV floats a token", "perplexity", "ratio", "95 % interval", "KL"]
     return Section("Quality against cache", header, rows, note)

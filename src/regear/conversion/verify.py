@@ -80,16 +80,20 @@ def quality_sections(record: dict[str, Any]) -> list[Section]:
     rows = [["all", whole["before"], whole["after"], whole["ratio"], _interval(whole["ratio_ci"])]]
     for kind, pair in record["by_kind"].items():
         rows.append([kind, pair["before"], pair["after"], pair["ratio"], _interval(pair["ratio_ci"])])
+    seen = record["evaluation_windows_seen_before"]
+    used = (
+        f"of which {seen} windows were also calibration or selection text" if seen else "of text used for nothing else"
+    )
     note = (
         f"KL from the original {record['kl']:.4f} nats a token; {record['windows']} windows, {record['tokens']:,} "
-        "scored tokens of text used for nothing else; intervals are paired bootstraps over windows."
+        f"scored tokens {used}; intervals are paired bootstraps over windows."
     )
     sections = [Section("Perplexity", ["text", "before", "after", "ratio", "95 % interval"], rows, note)]
     cache = [
         [name, record[key]["before"], record[key]["after"]]
         for name, key in (
             ("KV floats a token", "kv_floats_per_token"),
-            ("KV bytes a token (float32)", "kv_bytes_per_token"),
+            ("KV bytes a token", "kv_bytes_per_token"),
         )
     ]
     sections.append(Section("Cache", ["read off a real cache", "before", "after"], cache))

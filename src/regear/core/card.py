@@ -32,10 +32,9 @@ def render(
     title: str, lead: str, sections: Sequence[Section], *, source: dict[str, Any], base: str, tags: Sequence[str]
 ) -> str:
     """The card's text: front matter that inherits the licence, then the sections."""
-    base_model = source.get("base_model") or base
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     front |= {key: source[key] for key in ("license", "license_name", "license_link", "language") if key in source}
-    front |= {"base_model": base_model, "base_model_relation": "finetune", "tags": list(tags)}
+    front |= {"base_model": base, "base_model_relation": "finetune", "tags": list(tags)}
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     body = "\n\n".join(f"## {s.title}\n\n{s.markdown() if s.rows else s.note}" for s in sections)
     return f"---\n{head}---\n\n# {title}\n\n{lead}\n\n{body}\n"

@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from regear.core.errors import DataError, one_line
+from regear.core.errors import BackendError, DataError, one_line
 from regear.core.files import home, sha256
 
 
@@ -37,7 +37,8 @@ def fetched(requirement: str, *, source: bool = False, digest: str | None = None
         digest: the archive's SHA-256; another one is refused.
 
     Raises:
-        DataError: pip could not fetch it, or the digest differs.
+        BackendError: pip could not fetch it.
+        DataError: the digest differs.
     """
     place = home() / "packages" / requirement.replace("==", "-")
     if place.is_dir():
@@ -64,7 +65,7 @@ def _download(requirement: str, folder: Path, *, source: bool) -> Path:
     files = [path for path in folder.iterdir() if path.is_file()]
     if result.returncode or len(files) != 1:
         reason = next((x for x in reversed(result.stderr.splitlines()) if "ERROR" in x), result.stderr[-200:])
-        raise DataError(f"could not fetch the package {requirement}: {one_line(reason)}; check pip and the network")
+        raise BackendError(f"could not fetch the package {requirement}: {one_line(reason)}; check pip and the network")
     return files[0]
 
 

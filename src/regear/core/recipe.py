@@ -50,8 +50,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe file {path}; give an existing YAML file to -C") from None
+    except OSError as error:
+        raise RecipeError(f"no recipe file {path} ({error.strerror}); give an existing YAML file to -C") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if value is None:

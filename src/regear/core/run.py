@@ -22,7 +22,7 @@ from regear.core.machine import describe
 
 def existing_output(out: Path) -> str | None:
     """The fingerprint of a finished output at `out`; None if nothing is there, "" if it is no output of ours."""
-    if not out.exists():
+    if not out.exists() and not out.is_symlink():
         return None
     try:
         return str(json.loads((out / "regear.json").read_text())["fingerprint"])
@@ -34,15 +34,33 @@ def is_done(out: Path, fingerprint: str, *, force: bool) -> bool:
     """Whether `out` already holds exactly this result.
 
     Raises:
-        CheckpointError: something else is there and `force` was not given.
+        CheckpointError: another result is there and `force` was not given, or something that regear did not make,
+            which is never replaced.
     """
     found = existing_output(out)
+    if found == "":
+        raise CheckpointError(
+            f"{out} already holds something else, which regear will not replace; choose another output"
+        )
     if found is None or force:
         return False
     if found == fingerprint:
         return True
-    what = "a result of another model, text, recipe or version" if found else "something else"
-    raise CheckpointError(f"{out} already holds {what}; choose another output, or pass --force to replace it")
+    raise CheckpointError(
+        f"{out} already holds a result of another model, text, recipe or version; "
+        "choose another output, or pass --force to replace it"
+    )
+
+
+def check_apart(out: Path, source: Path) -> None:
+    """Refuse an output that is, holds, or lies inside the directory it is made from.
+
+    Raises:
+        CheckpointError: they overlap.
+    """
+    here, there = out.resolve(), source.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise CheckpointError(f"the output {out} overlaps the model's own directory {source}; choose another output")
 
 
 class Run:
@@ -91,10 +109,11 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.lock.close()
-        if isinstance(error, Exception) and not isinstance(error, RegearError):
+        mistake = isinstance(error, (RegearError, OSError))
+        if isinstance(error, Exception) and not mistake:
             trace = self.directory / "trace.txt"
             trace.write_text("".join(traceback.format_exception(error)))
             error.add_note(f"trace: {trace}")
-        # A user's mistake found in a run that had nothing durable yet leaves no trace of itself.
-        if isinstance(error, RegearError) and self.fresh:
+        # A mistake found in a run that had nothing durable yet leaves no trace of itself.
+        if mistake and self.fresh:
             shutil.rmtree(self.directory, ignore_errors=True)

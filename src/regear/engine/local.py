@@ -36,6 +36,7 @@ class LocalEngine:
             max_new_tokens=request.max_tokens,
             eos_token_id=list(request.stop_tokens) or None,
             pad_token_id=request.stop_tokens[0] if request.stop_tokens else 0,
+            repetition_penalty=1.0,  # some models' settings carry one; a request that does not ask for it gets none
             **sampling,
         )
         new = output[0, len(request.prompt) :].tolist()

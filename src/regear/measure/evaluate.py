@@ -46,10 +46,11 @@ def evaluate(
 
     Returns the JSON object that `regear eval --json` prints.
     """
+    for name, value in (("windows", windows), ("items", items)):
+        if value is not None and value < 1:
+            raise RecipeError(f"found {name}={value}; wanted at least 1")
     chosen = windows_of(read_documents(text, "evaluation"))
     if windows is not None:
-        if windows < 1:
-            raise RecipeError(f"found windows={windows}; wanted at least 1")
         chosen = spread(chosen, windows)
     questions = {name: load_task(name) for name in tasks}
     paths = [resolve(model)] + ([resolve(against)] if against is not None else [])

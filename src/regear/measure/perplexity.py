@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from regear.core.errors import CheckpointError
 from regear.core.stats import Interval, perplexity_ratio
 from regear.ops.divergence import token_kl, token_nll
 from regear.tasks.text import Window
@@ -46,7 +47,10 @@ class Scores:
         return perplexity_ratio(self.nll, reference.nll, self.tokens, seed=seed)
 
     def add(self, window: Window, ids: Sequence[int], nll: torch.Tensor, first_bytes: int) -> None:
-        self.nll.append(float(nll.double().sum()))
+        total = float(nll.double().sum())
+        if not math.isfinite(total):
+            raise CheckpointError("the model computes NaN or infinity on this text; its weights are damaged")
+        self.nll.append(total)
         self.tokens.append(len(ids) - 1)
         self.bytes.append(window.bytes - first_bytes)
 

@@ -27,13 +27,17 @@ class Family:
     mlp_bias: bool | str = False
     qk_norm: bool = False
     absent: tuple[tuple[str, str], ...] = ()
+    # What transformers takes a missing key to mean, where that is not "unset".
+    missing: tuple[tuple[str, object], ...] = ()
 
 
 FAMILIES = {
     family.name: family
     for family in (
         Family("llama", kv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
-        Family("mistral", absent=(("sliding_window", "sliding-window attention"),)),
+        Family(
+            "mistral", absent=(("sliding_window", "sliding-window attention"),), missing=(("sliding_window", 4096),)
+        ),
         Family("qwen2", kv_bias=True, absent=(("use_sliding_window", "sliding-window attention"),)),
         Family(
             "qwen3",
@@ -123,6 +127,7 @@ def describe(config: dict[str, Any]) -> SourceSpec:
         IncompatibleModel: an unsupported family, or a feature that the conversions cannot hold; named in the message.
     """
     family = _family(config)
+    config = {**dict(family.missing), **config}
     for key, meaning in family.absent:
         if config.get(key):
             raise IncompatibleModel(
@@ -130,6 +135,8 @@ def describe(config: dict[str, Any]) -> SourceSpec:
                 f"wanted a model with {key} unset"
             )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise IncompatibleModel(f"config.json has rope_parameters {rope!r}; wanted a mapping")
     rope_type = str(rope.get("rope_type") or rope.get("type") or "default")
     if rope_type not in EXACT_ROPE:
         raise IncompatibleModel(f"RoPE scaling {rope_type!r} is not supported; supported: {', '.join(EXACT_ROPE)}")
@@ -162,6 +169,8 @@ def describe(config: dict[str, Any]) -> SourceSpec:
         )
     except KeyError as missing:
         raise IncompatibleModel(f"config.json lacks {missing}; wanted a complete {family.name} config") from None
+    except (TypeError, ValueError) as error:
+        raise IncompatibleModel(f"config.json holds a wrong value ({error}); restore it from its source") from None
 
 
 def _family(config: dict[str, Any]) -> Family:

@@ -8,15 +8,26 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import regear.models  # noqa: F401 - registers regear's own types
-from regear.core.errors import CheckpointError, one_line
+from regear.core.errors import CheckpointError, RecipeError, one_line
 from regear.models.store import Store
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        RecipeError: no such device here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(
+            f"device {name!r} cannot be used here ({one_line(error)[:80]}); wanted auto, cpu or cuda"
+        ) from None
+    return device
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -51,7 +62,7 @@ def load_model(directory: Path, device: str = "auto", *, dtype: torch.dtype | No
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, output_loading_info=True, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise CheckpointError(f"transformers cannot load {directory}: {one_line(error)[:300]}") from None
     model, report = loaded
     faults = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys") if report.get(kind)}

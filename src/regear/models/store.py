@@ -85,6 +85,9 @@ class Store:
         Raises:
             CheckpointError: a missing, misshapen or unexpected tensor, by name.
         """
+        odd = sorted({dtype for name, dtype in self.dtypes.items() if name in wanted and dtype not in DTYPES})
+        if odd:
+            raise CheckpointError(f"weights are stored as {odd[0]}; wanted one of {', '.join(DTYPES)}: unquantise them")
         for name, shape in wanted.items():
             if name not in self.shapes:
                 raise CheckpointError(

@@ -46,7 +46,7 @@ def best_basis(gram: torch.Tensor, metric: torch.Tensor | None = None, damp: flo
     """All bottleneck directions for a Gram [W, W] and a metric [W, W] (identity when None).
 
     Latents come out with unit mean square under `gram`, so that they survive any storage type; directions without
-    energy get zero rows rather than NaN.
+    energy keep the scale they have, and nothing turns to NaN.
     """
     gram = _symmetric(gram)
     if metric is None:

@@ -7,6 +7,7 @@ Texts are read where they lie; `texts.yaml` beside this file fixes the built-in 
 import hashlib
 import importlib.resources
 import json
+import math
 import pydoc_data.topics
 import sysconfig
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ BUILTIN = "builtin"
 
 @dataclass(frozen=True)
 class Window:
-    """One span of text: its kind (essay, manual, code, or the file's name) and its weight in averages."""
+    """One span of text: its kind (essay, manual, code, or the file's name) and its weight in calibration."""
 
     text: str
     kind: str
@@ -80,29 +81,36 @@ def read_documents(files: Sequence[str | Path], split: str) -> list[Document]:
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"no text file {path}; give an existing file") from None
     except IsADirectoryError:
         raise DataError(f"{path} is a directory; wanted a text or JSONL file") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; give a readable text file") from None
     if not text.strip():
         raise DataError(f"{path} is empty; wanted text")
     return text.replace("\r\n", "\n")
 
 
 def _rows(path: Path, text: str) -> list[Document]:
-    documents = []
-    for number, line in enumerate(text.splitlines(), 1):
+    documents: list[Document] = []
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             weight = float(row.get("weight", 1.0))
-            if weight <= 0 or not isinstance(row["text"], str):
-                raise ValueError("wanted a positive weight and a text")
-            documents.append(Document(row["text"], path.name, weight))
+            if not (0 < weight < math.inf) or not isinstance(row["text"], str):
+                raise ValueError("wanted a positive, finite weight and a text")
+            row["text"].encode()
+            # Rows of one weight are read as one text, so that short rows fill windows.
+            if documents and documents[-1].weight == weight:
+                documents[-1] = Document(f"{documents[-1].text}\n\n{row['text']}", path.name, weight)
+            else:
+                documents.append(Document(row["text"], path.name, weight))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f'{path}, line {number}: wanted {{"text": …, "weight": 1.0}}; {error}') from None
     return documents
@@ -117,7 +125,9 @@ def windows_of(documents: Sequence[Document], *, size: int = WINDOW_BYTES) -> li
     windows = [window for document in documents for window in cut(document, size)]
     if not windows:
         total = sum(len(document.text.encode()) for document in documents)
-        raise DataError(f"the text is too short: {total} bytes, fewer than one window of {size}; give more text")
+        raise DataError(
+            f"the text is too short: {total} bytes in all, and no {size} together, one window; give more text"
+        )
     return windows
 
 
