@@ -233,7 +233,7 @@ def test_bad_recipes_are_refused(changes, message, tiny, text, tmp_path, cache):
     [
         (None, "no text file"),
         (b"", "empty"),
-        (b"short", "fewer than one window"),
+        (b"short", "no document fills one window of 2048"),
         (b"\xff\xfe" * 4000, "not UTF-8"),
         (b"x" * 2048, None),
     ],

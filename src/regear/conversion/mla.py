@@ -166,7 +166,7 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
             self._choose(self.recipe.convert.model_copy(update={"allocate": "uniform"}))
             variants.append(self.edits())
         data = batches(texts.ids["selection"], [1.0] * len(texts.ids["selection"]))
-        found = [result.mean for result in losses(self.source, data, [None, *variants])[1:]]
+        found = [result.log_perplexity for result in losses(self.source, data, [None, *variants])[1:]]
         return VALUE_WEIGHTS[found.index(min(found))]
 
     def _sensitivity(self, texts: Texts, place: Path) -> list[float]:
@@ -186,7 +186,7 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
             variants.append(variant)
         rows = texts.ids["selection"][:: max(1, len(texts.ids["selection"]) // SENSITIVITY_WINDOWS)]
         base, *cuts = losses(self.source, batches(rows, [1.0] * len(rows)), [None, *variants])
-        found = [max(result.mean - base.mean, 0.0) for result in cuts]
+        found = [max(result.log_perplexity - base.log_perplexity, 0.0) for result in cuts]
         write_json(path, found)
         return found
 

@@ -6,13 +6,14 @@ Shape letters: B windows, T positions, D hidden width, V vocabulary.
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from regear.measure.perplexity import Scores
 from regear.models.families import SourceSpec
 from regear.models.load import load_config
 from regear.models.store import Store
@@ -121,26 +122,8 @@ def edited(layer: nn.Module, edit: Edit | None) -> Iterator[None]:
             module.weight, module.bias = weight, bias
 
 
-@dataclass
-class Losses:
-    """Of one variant, per window: summed negative log-likelihood, scored tokens, summed KL from the original."""
-
-    nll: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    kl: list[float] = field(default_factory=list)
-
-    @property
-    def mean(self) -> float:
-        """Log-perplexity."""
-        return sum(self.nll) / sum(self.tokens)
-
-    @property
-    def mean_kl(self) -> float:
-        return sum(self.kl) / sum(self.tokens)
-
-
 @torch.no_grad()
-def losses(source: Source, data: Sequence[Batch], variants: Sequence[Sequence[Edit | None] | None]) -> list[Losses]:
+def losses(source: Source, data: Sequence[Batch], variants: Sequence[Sequence[Edit | None] | None]) -> list[Scores]:
     """Score several variants of a model on the same windows in one pass over its layers.
 
     A variant is one `Edit` (or None) a layer; None as a whole is the original. A variant costs
@@ -159,7 +142,7 @@ def losses(source: Source, data: Sequence[Batch], variants: Sequence[Sequence[Ed
                     hidden[number] = [source.run(layer, state) for state in states]
         original = [source.run(layer, state) for state in original]
     head = source.head()
-    results = [Losses() for _ in variants]
+    results = [Scores() for _ in variants]
     for position, batch in enumerate(data):
         for row in range(len(batch.ids)):
             length = int(batch.real[row].sum())

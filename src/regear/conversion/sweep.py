@@ -10,7 +10,7 @@ from regear.conversion.convert import calibration_place, open_source, read_texts
 from regear.conversion.factors import FACTORS
 from regear.conversion.mla import MlaConversion
 from regear.conversion.recipes import MlaConvertRecipe
-from regear.conversion.stream import Losses, batches, losses
+from regear.conversion.stream import batches, losses
 from regear.core.errors import CheckpointError, RecipeError
 from regear.core.files import write_json
 from regear.core.machine import describe
@@ -18,6 +18,7 @@ from regear.core.provenance import model_digest
 from regear.core.recipe import apply_changes, read_yaml, set_key, validate
 from regear.core.report import Plot, Report, Section, Series
 from regear.core.stats import Interval, knee, paired_bootstrap, perplexity_ratio
+from regear.measure.perplexity import Scores
 from regear.tasks.text import digest_of
 
 RATIOS = ("3/4", "2/3", "1/2", "2/5", "1/3", "1/4", "1/6")
@@ -75,7 +76,7 @@ def sweep(
     result = {
         "model": source_name(model, directory),
         "original": {
-            "perplexity": math.exp(original.mean),
+            "perplexity": math.exp(original.log_perplexity),
             "windows": len(original.nll),
             "tokens": sum(original.tokens),
             "kv_floats_per_token": conversion.spec.kv_floats_per_token,
@@ -115,8 +116,8 @@ def _score(
     place: Path,
     device: str,
     progress: Progress,
-) -> tuple[dict[Any, Losses], dict[Any, int]]:
-    """Losses of the original (key None) and of every setting on the evaluation windows, in one pass; and the cached
+) -> tuple[dict[Any, Scores], dict[Any, int]]:
+    """Scores of the original (key None) and of every setting on the evaluation windows, in one pass; and the cached
     floats per token of every setting."""
     prepared: dict[str, MlaConversion] = {}
     # Whoever needs most of the calibration goes first; the others find theirs in the cache.
@@ -138,13 +139,13 @@ def _score(
     return dict(zip(variants, found, strict=True)), floats
 
 
-def _point(result: Losses, original: Losses, seed: int) -> dict[str, Any]:
+def _point(result: original: seed: int) -> dict[str, Any]:
     ratio = perplexity_ratio(result.nll, original.nll, original.tokens, seed=seed)
     return {
-        "perplexity": math.exp(min(result.mean, 700)),
+        "perplexity": math.exp(min(result.log_perplexity, 700)),
         "ratio": ratio.value,
         "ratio_ci": [ratio.low, ratio.high],
-        "excess": result.mean - original.mean,
+        "excess": result.log_perplexity - original.log_perplexity,
         "kl": result.mean_kl,
         "excess_by_window": [a - b for a, b in zip(result.nll, original.nll, strict=True)],
     }

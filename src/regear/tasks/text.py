@@ -126,7 +126,7 @@ def windows_of(documents: Sequence[Document], *, size: int = WINDOW_BYTES) -> li
     if not windows:
         total = sum(len(document.text.encode()) for document in documents)
         raise DataError(
-            f"the text is too short: {total} bytes in all, and no {size} together, one window; give more text"
+            f"the text is too short: {total} bytes, and no document fills one window of {size}; give more text"
         )
     return windows
 
