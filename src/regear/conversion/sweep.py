@@ -139,7 +139,7 @@ def _score(
     return dict(zip(variants, found, strict=True)), floats
 
 
-def _point(result: original: seed: int) -> dict[str, Any]:
+def _point(result: Scores, original: Scores, seed: int) -> dict[str, Any]:
     ratio = perplexity_ratio(result.nll, original.nll, original.tokens, seed=seed)
     return {
         "perplexity": math.exp(min(result.log_perplexity, 700)),
