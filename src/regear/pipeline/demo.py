@@ -6,6 +6,7 @@ from typing import Any
 from regear.conversion.base import Progress
 from regear.conversion.convert import convert, silent
 from regear.conversion.sweep import plots, sweep, table
+from regear.core.errors import CheckpointError
 from regear.core.files import write_json
 from regear.core.report import Report, Section
 from regear.engine.local import generate
@@ -28,7 +29,10 @@ def demo(output: str | Path = "demo", *, progress: Progress = silent) -> dict[st
     place = Path(output)
     resolve(MODEL)
     compared = sweep(MODEL, ratios=RATIOS, presets=PRESETS, progress=progress)
-    converted = convert(MODEL, place / "mla-half", to="mla", progress=progress)
+    try:
+        converted = convert(MODEL, place / "mla-half", to="mla", progress=progress)
+    except CheckpointError:  # a demo of another version is there; only what regear made is ever replaced
+        converted = convert(MODEL, place / "mla-half", to="mla", force=True, progress=progress)
     answers = {
         name: generate(path, PROMPT, max_tokens=32) for name, path in (("before", MODEL), ("after", place / "mla-half"))
     }
