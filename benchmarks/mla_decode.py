@@ -26,11 +26,11 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--threads", type=int, default=1)
     arguments = options.parse_args()
-    torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "mla"
         regear.convert(arguments.model, converted, "evaluation.tokens=1000", to="mla")
         models = [load_model(resolve(arguments.model)), load_model(converted)]
+    torch.set_num_threads(arguments.threads)
     ids = torch.arange(40).unsqueeze(0)
     fixed = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     if models[1].generate(ids, **fixed).tolist() != models[1].generate(ids, use_cache=False, **fixed).tolist():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from regear.core.errors import one_line
 from regear.core.files import home, write_text
 from regear.core.machine import amx_granted, available_memory_bytes, cpu_flags
 
@@ -31,7 +32,7 @@ def _try(name: str, needed: bool, check: Callable[[], str]) -> dict[str, Any]:
     try:
         return {"check": name, "works": True, "detail": check(), "needed": needed}
     except Exception as error:
-        return {"check": name, "works": False, "detail": f"{type(error).__name__}: {error}", "needed": needed}
+        return {"check": name, "works": False, "detail": one_line(error) or type(error).__name__, "needed": needed}
 
 
 def _torch() -> str:
@@ -80,7 +81,7 @@ def _gpu() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise RuntimeError("none; everything runs on the CPU")
+        raise LookupError("none; everything runs on the CPU")
     return torch.cuda.get_device_name()
 
 
