@@ -182,13 +182,16 @@ def table(result: dict[str, Any]) -> Section:
 
 
 def plots(result: dict[str, Any]) -> list[Plot]:
-    """Perplexity ratio against KV floats, a line a setting, the knees marked."""
-    lines, marks = [], []
+    """Perplexity ratio against KV floats, a line a setting, the last one's knee marked."""
+    lines: list[Series] = []
+    marks: list[tuple[float, float, str]] = []
     for name, found in result["knee"].items():
         rows = sorted((p for p in result["points"] if p["setting"] == name), key=lambda p: p["kv_floats_per_token"])
         low, high = ([p["ratio_ci"][i] for p in rows] for i in (0, 1))
         lines.append(Series(name, [p["kv_floats_per_token"] for p in rows], [p["ratio"] for p in rows], low, high))
-        marks.append((found["kv_floats_per_token"], found["ratio"], "knee"))
+        marks = [
+            (found["kv_floats_per_token"], found["ratio"], "knee")
+        ]  # of the last setting, which the others lead to
     return [
         Plot("Perplexity ratio against KV floats", lines, "KV floats a token", "perplexity / original", True, marks)
     ]
