@@ -21,6 +21,11 @@ def test_changes_win_over_the_file_and_the_option_over_both(tmp_path):
     assert recipe.seed == 3
 
 
+def test_one_text_file_needs_no_list():
+    recipe, _ = build_recipe("mla", None, ["calibration.text=a.txt", "selection.text=[b.txt]"])
+    assert (recipe.calibration.text, recipe.selection.text) == (["a.txt"], ["b.txt"])
+
+
 def test_a_given_key_wins_over_its_preset():
     recipe, _ = build_recipe("mla", None, ["convert.preset=care", "convert.allocate=uniform"])
     assert (recipe.convert.factor, recipe.convert.branches, recipe.convert.allocate) == ("care", "separate", "uniform")

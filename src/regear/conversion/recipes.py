@@ -27,6 +27,12 @@ class TextRecipe(Recipe):
     tokens: int = Field(8192, ge=1)
     chat: float = Field(0.0, ge=0, le=1)
 
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        """A single file need not be written as a list."""
+        return [value] if isinstance(value, str) else value
+
     def named(self) -> dict[str, Any]:
         """What a checkpoint records: file names without their places."""
         return {**self.model_dump(mode="json"), "text": [Path(name).name for name in self.text]}
