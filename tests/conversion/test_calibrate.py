@@ -159,7 +159,9 @@ def test_losses_of_edits_equal_an_edited_model(tiny):
     attention = model.model.layers[1].self_attn
     key, value = torch.randn_like(attention.k_proj.weight), torch.randn_like(attention.v_proj.weight)
     bias = torch.randn(len(key))
-    base, changed = losses(source, batches(data, [1.0] * 3), [None, [None, Edit(key, value, bias, None), None]])
+    base, changed = losses(
+        source, batches(data, [1.0] * 3), [None, lambda i: Edit(key, value, bias, None) if i == 1 else None]
+    )
     with torch.no_grad():
         for row, nll in zip(data, base.nll, strict=True):
             ids = torch.tensor([row])

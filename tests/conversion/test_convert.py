@@ -37,7 +37,9 @@ def run_killed(model, out, stage, step, changes, home):
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("stage", "step"), [("calibrate", 2), ("curvature", 1), ("write", 1), ("compare", 1)])
+@pytest.mark.parametrize(
+    ("stage", "step"), [("calibrate", 2), ("curvature", 1), ("factor", 2), ("write", 1), ("compare", 1)]
+)
 def test_killed_and_resumed_gives_the_same_bytes(stage, step, tiny, text, tmp_path):
     changes = small(text)
     whole = run_killed(tiny("llama"), tmp_path / "a" / "out", "never", 0, changes, tmp_path / "home1")

@@ -22,9 +22,26 @@ from regear.core.files import aside
 from regear.models.store import write_shard
 
 Progress = Callable[[str, int, int], None]
-Statistics = list[dict[str, torch.Tensor]]
 # Curvature is settled by half of the tokens that the moments need.
 GRADIENT_STRIDE = 2
+
+
+class Statistics(Sequence[dict[str, torch.Tensor]]):
+    """What calibration found, by layer and name; a layer is read from the cache when it is asked for."""
+
+    def __init__(self, place: Path, layers: int, parts: Sequence[str]) -> None:
+        self.place, self.layers, self.parts = place, layers, parts
+
+    def __len__(self) -> int:
+        return self.layers
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self.layers:
+            raise IndexError(index)
+        found: dict[str, torch.Tensor] = {}
+        for part in self.parts:
+            found |= load_file(_file(self.place, part, index))
+        return found
 
 
 def calibrate(
@@ -58,12 +75,7 @@ def calibrate(
             shutil.rmtree(work, ignore_errors=True)  # a mistake would be found again: nothing to go on from
             raise
         shutil.rmtree(work, ignore_errors=True)
-    found: Statistics = []
-    for index in range(layers):
-        found.append(load_file(_file(place, "up", index)))
-        if downward:
-            found[-1] |= load_file(_file(place, "down", index))
-    return found
+    return Statistics(place, layers, ("up", "down") if downward else ("up",))
 
 
 def _gather(

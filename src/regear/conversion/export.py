@@ -1,7 +1,8 @@
 """The `regear_mla` format on disk: shards, config, and the modelling code that travels with them."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,30 @@ from regear.models.families import SourceSpec
 from regear.models.mla import modeling_regear_mla as modeling
 from regear.models.store import DTYPES, Store, plan_shards, shard_names, write_index, write_shard
 
-REPLACED = ("self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
-PARTS = {"kv_a_proj": "down", "k_b_proj": "key", "v_b_proj": "value"}
 MODULE = "modeling_regear_mla"
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """What an output holds in the place of some of the source's tensors. Names are without the layer's prefix.
+
+    Args:
+        drops: tensors of every source layer that are not carried over.
+        shapes: of the tensors that a layer gets instead, known before any weight is read.
+        tensors: those tensors; asked for one layer at a time, and again where a shard ends inside a layer.
+        config: the output's config, from the name of its dtype.
+        code: the modelling file that travels with it, if any.
+    """
+
+    drops: tuple[str, ...]
+    shapes: Callable[[int], dict[str, tuple[int, ...]]]
+    tensors: Callable[[int], dict[str, torch.Tensor]]
+    config: Callable[[str], Any]
+    code: Path | None = Path(str(modeling.__file__))
+
+
 def write_checkpoint(
-    store: Store, spec: SourceSpec, factored: Sequence[Factored], staging: Path, progress: Progress
+    store: Store, spec: SourceSpec, replacement: Replacement, staging: Path, progress: Progress
 ) -> None:
     """Write weights, config and modelling code into `staging`; shards that a killed run finished are kept.
 
@@ -28,52 +46,95 @@ def write_checkpoint(
         CheckpointError: the disk is full, or a source tensor holds NaN or infinity.
     """
     dtype = DTYPES[store.dtypes["model.layers.0.self_attn.k_proj.weight"]]
-    sizes = _sizes(store, spec, factored, dtype.itemsize)
+    sizes = _sizes(store, spec, replacement, dtype.itemsize)
     shards = plan_shards(sizes)
     names = shard_names(len(shards))
+    reader = _Reader(store, replacement, dtype)
     for number, (file, members) in enumerate(zip(names, shards, strict=True), 1):
         if not (staging / file).exists():
-            write_shard(staging / file, {name: _tensor(store, factored, name, dtype) for name in members})
+            write_shard(staging / file, {name: reader(name) for name in members})
         progress("write", number, len(shards))
     write_index(staging, dict(zip(names, shards, strict=True)), sum(sizes.values()))
     with writing(staging / "config.json"):
-        _config(store, spec, factored, str(dtype).removeprefix("torch.")).save_pretrained(staging)
-    with writing(staging / f"{MODULE}.py"):
-        shutil.copyfile(str(modeling.__file__), staging / f"{MODULE}.py")
+        replacement.config(str(dtype).removeprefix("torch.")).save_pretrained(staging)
+    if replacement.code is not None:
+        with writing(staging / replacement.code.name):
+            shutil.copyfile(replacement.code, staging / replacement.code.name)
 
 
-def _sizes(store: Store, spec: SourceSpec, factored: Sequence[Factored], item: int) -> dict[str, int]:
-    """Bytes of every output tensor, in the order of the source."""
+def _sizes(store: Store, spec: SourceSpec, replacement: Replacement, item: int) -> dict[str, int]:
+    """Bytes of every output tensor, in the source's order; a layer's new tensors stand where the dropped ones were."""
     sizes: dict[str, int] = {}
     for name in spec.tensors():
-        if not name.endswith(REPLACED):
+        index, inner = _split(name)
+        if index is None or inner not in replacement.drops:
             sizes[name] = store.bytes_of([name])
-        elif name.endswith("k_proj.weight"):
-            prefix = name.removesuffix("k_proj.weight")
-            for part, attribute in PARTS.items():
-                tensor: torch.Tensor = getattr(factored[_layer(name)], attribute)
-                sizes[f"{prefix}{part}.weight"] = tensor.numel() * item
-            if spec.kv_bias:
-                sizes |= {f"{prefix}{x}_b_proj.bias": spec.branch_width * item for x in "kv"}
+        else:
+            prefix = name.removesuffix(inner)
+            sizes |= {prefix + new: _count(shape) * item for new, shape in replacement.shapes(index).items()}
     return sizes
 
 
-def _tensor(store: Store, factored: Sequence[Factored], name: str, dtype: torch.dtype) -> torch.Tensor:
-    """One output tensor: a factor, a bias under its new name, or the source's own."""
-    part, _, kind = name.rpartition(".")
-    attribute = PARTS.get(part.rpartition(".")[2])
-    if attribute and kind == "weight":
-        found: torch.Tensor = getattr(factored[_layer(name)], attribute)
-        return found.to(dtype)
-    return store.read(name.replace("_b_proj.bias", "_proj.bias"))
+class _Reader:
+    """Output tensors by name; the new tensors of one layer at a time are held."""
+
+    def __init__(self, store: Store, replacement: Replacement, dtype: torch.dtype) -> None:
+        self.store, self.replacement, self.dtype = store, replacement, dtype
+        self.held: tuple[int | None, dict[str, torch.Tensor]] = (None, {})
+
+    def __call__(self, name: str) -> torch.Tensor:
+        index, inner = _split(name)
+        if index is None or inner not in self.replacement.shapes(index):
+            return self.store.read(name)
+        if self.held[0] != index:
+            self.held = (index, {})
+            self.held = (index, {k: v.to(self.dtype) for k, v in self.replacement.tensors(index).items()})
+        return self.held[1][inner]
 
 
-def _layer(name: str) -> int:
-    """`model.layers.3.…` → 3."""
-    return int(name.split(".")[2])
+def _split(name: str) -> tuple[int | None, str]:
+    """`model.layers.3.mlp.up_proj.weight` → (3, "mlp.up_proj.weight"); outside the layers the number is None."""
+    if not name.startswith("model.layers."):
+        return None, name
+    index, _, inner = name.removeprefix("model.layers.").partition(".")
+    return int(index), inner
 
 
-def _config(store: Store, spec: SourceSpec, factored: Sequence[Factored], dtype: str) -> Any:
+def _count(shape: Sequence[int]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+# The exact form: a joint down-projection, and one up-projection each for keys and values.
+DROPS = tuple(f"self_attn.{x}_proj.{kind}" for x in "kv" for kind in ("weight", "bias"))
+
+
+def exact_shapes(spec: SourceSpec, ranks: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's new tensors at `[r, r_k, r_v]`."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "self_attn.kv_a_proj.weight": (ranks[0], spec.hidden),
+        "self_attn.k_b_proj.weight": (spec.branch_width, ranks[1]),
+        "self_attn.v_b_proj.weight": (spec.branch_width, ranks[2]),
+    }
+    if spec.kv_bias:
+        shapes |= {f"self_attn.{x}_b_proj.bias": (spec.branch_width,) for x in "kv"}
+    return shapes
+
+
+def exact_tensors(
+    factored: Factored, biases: tuple[torch.Tensor | None, torch.Tensor | None]
+) -> dict[str, torch.Tensor]:
+    """A layer's new tensors."""
+    tensors = {
+        "self_attn.kv_a_proj.weight": factored.down,
+        "self_attn.k_b_proj.weight": factored.key,
+        "self_attn.v_b_proj.weight": factored.value,
+    }
+    names = ("self_attn.k_b_proj.bias", "self_attn.v_b_proj.bias")
+    return tensors | {name: bias for name, bias in zip(names, biases, strict=True) if bias is not None}
+
+
+def exact_config(store: Store, spec: SourceSpec, ranks: Sequence[Sequence[int]], dtype: str) -> Any:
+    """The config of the exact form; `ranks` are `[r, r_k, r_v]` by layer."""
     source = store.config
     kept = ("max_position_embeddings", "rms_norm_eps", "initializer_range", "hidden_act", "attention_dropout")
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -99,6 +160,6 @@ def _config(store: Store, spec: SourceSpec, factored: Sequence[Factored], dtype:
         kv_bias=spec.kv_bias,
         o_bias=spec.o_bias,
         qk_norm=spec.qk_norm,
-        latent_ranks=[layer.ranks for layer in factored],
+        latent_ranks=[list(row) for row in ranks],
         dtype=dtype,
     )

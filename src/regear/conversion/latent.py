@@ -33,6 +33,11 @@ class Factored:
         return Edit(self.key @ self.down[:r_k], self.value @ self.down[r - r_v :], key_bias, value_bias)
 
 
+def latent_ranks(ranks: Sequence[int]) -> list[int]:
+    """A rank a branch → `[r, r_k, r_v]`: one branch is shared by keys and values, two stand beside each other."""
+    return [sum(ranks), ranks[0], ranks[-1]]
+
+
 def assemble(found: Sequence[Basis], weight: torch.Tensor, ranks: Sequence[int]) -> Factored:
     """Cut bases to ranks: one basis and one rank for a joint latent, two of each for separate ones."""
     half = len(weight) // 2

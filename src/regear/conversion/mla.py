@@ -13,11 +13,12 @@ import torch
 
 from regear.conversion.base import Conversion, Plan, Progress, Texts
 from regear.conversion.calibrate import GRADIENT_STRIDE, Statistics, calibrate
-from regear.conversion.export import write_checkpoint
-from regear.conversion.factors import FACTORS, LayerView, bases
-from regear.conversion.latent import allocate, assemble
+from regear.conversion.directions import Directions
+from regear.conversion.export import DROPS, Replacement, exact_config, exact_shapes, exact_tensors, write_checkpoint
+from regear.conversion.factors import FACTORS
+from regear.conversion.latent import allocate, latent_ranks
 from regear.conversion.recipes import MlaConvertRecipe, MlaRecipe
-from regear.conversion.stream import Edit, Source, batches, losses
+from regear.conversion.stream import Source, Variant, batches, losses
 from regear.core.errors import DataError
 from regear.core.files import digest, read_json, write_json
 from regear.core.recipe import validate
@@ -95,10 +96,11 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         recipe = self.recipe.convert
         self.statistics = self._calibrate(texts, place, progress)
         weight = self._value_weight(texts) if recipe.factor == "attention" else None
-        self._factorise(weight or 1.0)
+        self.directions = self._directions(weight or 1.0, place)
+        self.spectra = self.directions.spectra(progress)
         self.sensitivity = self._sensitivity(texts, place) if recipe.allocate == "measured" else None
-        self._choose(recipe)
-        chosen: dict[str, Any] = {"latent_ranks": [f.ranks for f in self.factored]}
+        self.ranks = self._allocate(recipe)
+        chosen: dict[str, Any] = {"latent_ranks": [latent_ranks(row) for row in self.ranks]}
         if weight is not None:
             chosen["value_weight"] = weight
         if self.sensitivity is not None:
@@ -108,14 +110,14 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
     @property
     def kv_floats(self) -> int:
         """Cached floats per token, summed over layers, of the ranks that were chosen."""
-        return sum(factored.ranks[0] for factored in self.factored)
+        return sum(map(sum, self.ranks))
 
-    def at_ratio(self, ratio: float | str) -> list[Edit]:
-        """After `prepare`: the same directions cut to another ratio, as edits of the source."""
+    def at_ratio(self, ratio: float | str) -> Variant:
+        """After `prepare`: the same directions cut to another ratio, as a variant of the source."""
         changed = validate(MlaRecipe, {**self.recipe.convert.model_dump(), "kv_ratio": ratio})
         self.recipe = self.recipe.model_copy(update={"convert": changed})
-        self._choose(changed)
-        return self.edits()
+        self.ranks = self._allocate(changed)
+        return _cut(self.directions, self.ranks)
 
     def _calibrate(self, texts: Texts, place: Path, progress: Progress) -> Statistics:
         # Moments are always gathered: the report's errors and every other factor's sweep read them.
@@ -124,91 +126,59 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         data = batches(texts.ids["calibration"], weights)
         return calibrate(self.source, data, names, place, seed=self.recipe.seed, progress=progress)
 
-    def _view(self, index: int, value_weight: float) -> LayerView:
-        prefix = f"model.layers.{index}.self_attn."
-        read = self.source.tensor
-        weight = torch.cat([read(f"{prefix}{x}_proj.weight") for x in "kv"]).double().cpu()
-        norm = read(f"{prefix}k_norm.weight").cpu() if self.spec.qk_norm else None
-        output = read(f"{prefix}o_proj.weight").cpu()
-        return LayerView(self.spec, self.statistics[index], weight, output, norm, value_weight)
-
-    def _factorise(self, value_weight: float) -> None:
+    def _directions(self, value_weight: float, place: Path | None) -> Directions:
         recipe = self.recipe.convert
-        self.views = [self._view(index, value_weight) for index in range(self.spec.layers)]
-        self.bases = [bases(view, recipe.factor, recipe.branches) for view in self.views]
+        return Directions(self.source, self.statistics, recipe.factor, recipe.branches, value_weight, place)
 
-    def _choose(self, recipe: MlaRecipe) -> None:
-        spectra = [[basis.values.tolist() for basis in column] for column in zip(*self.bases, strict=True)]
-        ranks = allocate(recipe, spectra, self.budget, self.high, self.sensitivity)
-        self.factored = [
-            assemble(found, view.weight, rank) for found, view, rank in zip(self.bases, self.views, ranks, strict=True)
-        ]
-
-    def _biases(self, index: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if not self.spec.kv_bias:
-            return None, None
-        prefix = f"model.layers.{index}.self_attn."
-        return self.source.tensor(f"{prefix}k_proj.bias"), self.source.tensor(f"{prefix}v_proj.bias")
-
-    def edits(self) -> list[Edit]:
-        """The converted model as dense weights for the source's layers; what it computes is the same."""
-        return [factored.edit(*self._biases(index)) for index, factored in enumerate(self.factored)]
+    def _allocate(self, recipe: MlaRecipe) -> list[list[int]]:
+        return allocate(recipe, self.spectra, self.budget, self.high, self.sensitivity)
 
     def _value_weight(self, texts: Texts) -> float:
         """The given weight of the values, or the one with the least loss on selection text."""
         given = self.recipe.convert.value_weight
         if isinstance(given, float):
             return given
-        variants = []
-        for weight in VALUE_WEIGHTS:
-            self._factorise(weight)
-            # Ranks are chosen after the weight, so the weight is judged at equal ranks.
-            self._choose(self.recipe.convert.model_copy(update={"allocate": "uniform"}))
-            variants.append(self.edits())
+        # Ranks are chosen after the weight, so the weight is judged at equal ranks.
+        branches = 1 if self.recipe.convert.branches == "joint" else 2
+        rank = rules.uniform(self.spec.layers, self.budget // branches, step=self.recipe.convert.align, high=self.high)[
+            0
+        ]
+        ranks = [[rank] * branches] * self.spec.layers
+        variants = [_cut(self._directions(weight, None), ranks) for weight in VALUE_WEIGHTS]
         data = batches(texts.ids["selection"], [1.0] * len(texts.ids["selection"]))
         found = [result.log_perplexity for result in losses(self.source, data, [None, *variants])[1:]]
         return VALUE_WEIGHTS[found.index(min(found))]
 
     def _sensitivity(self, texts: Texts, place: Path) -> list[float]:
         """Rise in log-perplexity on selection text when one layer alone is cut to a quarter; cached for every ratio."""
-        recipe = self.recipe.convert
-        weights = [view.value_weight for view in self.views[:1]]
-        what = {"factor": recipe.factor, "branches": recipe.branches, "weights": weights, "rank": self.high // 4}
-        key = digest({**what, "ids": texts.ids["selection"], "windows": SENSITIVITY_WINDOWS})
+        recipe, rank = self.recipe.convert, self.high // 4
+        what = {"factor": recipe.factor, "branches": recipe.branches, "weights": [self.directions.value_weight]}
+        key = digest({**what, "rank": rank, "ids": texts.ids["selection"], "windows": SENSITIVITY_WINDOWS})
         path = place / f"sensitivity-{key[:16]}.json"
         if path.exists():
             return list(read_json(path))
-        variants: list[list[Edit | None]] = []
-        for index in range(self.spec.layers):
-            cut = assemble(self.bases[index], self.views[index].weight, [self.high // 4] * len(self.bases[index]))
-            variant: list[Edit | None] = [None] * self.spec.layers
-            variant[index] = cut.edit(*self._biases(index))
-            variants.append(variant)
+        cuts = _cut(self.directions, [[rank] * len(self.spectra)] * self.spec.layers)
+        variants = [_only(cuts, index) for index in range(self.spec.layers)]
         rows = texts.ids["selection"][:: max(1, len(texts.ids["selection"]) // SENSITIVITY_WINDOWS)]
-        base, *cuts = losses(self.source, batches(rows, [1.0] * len(rows)), [None, *variants])
-        found = [max(result.log_perplexity - base.log_perplexity, 0.0) for result in cuts]
+        base, *rest = losses(self.source, batches(rows, [1.0] * len(rows)), [None, *variants])
+        found = [max(result.log_perplexity - base.log_perplexity, 0.0) for result in rest]
         write_json(path, found)
         return found
 
     def write(self, staging: Path, progress: Progress) -> None:
-        write_checkpoint(self.store, self.spec, self.factored, staging, progress)
-
-    def layer_errors(self) -> list[float]:
-        """Share of each layer's output energy E‖y‖² that the bottleneck loses, on calibration text."""
-        errors = []
-        for view, factored, statistics in zip(self.views, self.factored, self.statistics, strict=True):
-            gram = statistics["kv_gram"]
-            rebuilt = factored.edit(None, None)
-            dense = torch.cat([rebuilt.key, rebuilt.value])
-            # ŷ = P y with P W = dense; solved in the least-squares sense on the range of W.
-            project = dense @ torch.linalg.pinv(view.weight)
-            rest = torch.eye(len(gram), dtype=torch.float64) - project
-            errors.append(float((rest @ gram @ rest.T).trace() / gram.trace()))
-        return errors
+        directions, ranks = self.directions, self.ranks
+        full = [latent_ranks(row) for row in ranks]
+        replacement = Replacement(
+            DROPS,
+            lambda index: exact_shapes(self.spec, full[index]),
+            lambda index: exact_tensors(directions.factored(index, ranks[index]), directions.biases(index)),
+            lambda dtype: exact_config(self.store, self.spec, full, dtype),
+        )
+        write_checkpoint(self.store, self.spec, replacement, staging, progress)
 
     def explain(self) -> tuple[list[Section], list[Plot]]:
-        errors = self.layer_errors()
-        ranks = [factored.ranks for factored in self.factored]
+        errors = [self.directions.energy_lost(index, row) for index, row in enumerate(self.ranks)]
+        ranks = [latent_ranks(row) for row in self.ranks]
         layers = list(range(self.spec.layers))
         table = Section(
             "Ranks",
@@ -243,6 +213,16 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         )
         header = ["context", "attention MFLOP before", "after", "cache Mfloats before", "after"]
         return Section("Cost of decoding one token", header, rows, note)
+
+
+def _cut(directions: Directions, ranks: Sequence[Sequence[int]]) -> Variant:
+    """Every layer cut to its ranks."""
+    return lambda index: directions.edit(index, ranks[index])
+
+
+def _only(variant: Variant, layer: int) -> Variant:
+    """One layer of a variant, the others as they are."""
+    return lambda index: variant(index) if index == layer else None
 
 
 def _count(shape: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ Shape letters: B windows, T positions, D hidden width, V vocabulary.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +52,13 @@ class Edit:
     value: torch.Tensor
     key_bias: torch.Tensor | None = None
     value_bias: torch.Tensor | None = None
+
+
+# What a layer runs with for a while: other key and value weights, another attention module with the same call, or
+# (None) what it has. A variant of a model names it layer by layer, upwards, once a pass, so that no more than one
+# layer's is held; None as a whole is the original.
+Change = Edit | nn.Module | None
+Variant = Callable[[int], Change]
 
 
 class Source:
@@ -102,11 +109,26 @@ class Source:
 
 
 @contextmanager
-def edited(layer: nn.Module, edit: Edit | None) -> Iterator[None]:
-    """Run a layer with other key and value weights for a while."""
-    if edit is None:
+def edited(layer: nn.Module, change: Change) -> Iterator[None]:
+    """Run a layer with a change for a while."""
+    if change is None:
         yield
         return
+    if isinstance(change, nn.Module):
+        kept = layer.self_attn
+        layer.self_attn = change
+        try:
+            yield
+        finally:
+            layer.self_attn = kept
+        return
+    with _weights(layer, change):
+        yield
+
+
+@contextmanager
+def _weights(layer: nn.Module, edit: Edit) -> Iterator[None]:
+    """Run a layer with other key and value weights for a while."""
     attention: Any = layer.self_attn
     kept = [(m, m.weight, m.bias) for m in (attention.k_proj, attention.v_proj)]
     try:
@@ -123,22 +145,21 @@ def edited(layer: nn.Module, edit: Edit | None) -> Iterator[None]:
 
 
 @torch.no_grad()
-def losses(source: Source, data: Sequence[Batch], variants: Sequence[Sequence[Edit | None] | None]) -> list[Scores]:
+def losses(source: Source, data: Sequence[Batch], variants: Sequence[Variant | None]) -> list[Scores]:
     """Score several variants of a model on the same windows in one pass over its layers.
 
-    A variant is one `Edit` (or None) a layer; None as a whole is the original. A variant costs
-    nothing below its first edit. KL is measured from the original.
+    A variant costs nothing below its first change. KL is measured from the original.
     """
     original = source.embed(data)
     hidden: list[list[torch.Tensor] | None] = [None for _ in variants]
     for index in range(source.spec.layers):
         layer = source.layer(index)
-        for number, edits in enumerate(variants):
-            edit = edits[index] if edits is not None else None
+        for number, variant in enumerate(variants):
+            change = variant(index) if variant is not None else None
             moved = hidden[number]
             states = original if moved is None else moved
-            if moved is not None or edit is not None:
-                with edited(layer, edit):
+            if moved is not None or change is not None:
+                with edited(layer, change):
                     hidden[number] = [source.run(layer, state) for state in states]
         original = [source.run(layer, state) for state in original]
     head = source.head()
