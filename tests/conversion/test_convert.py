@@ -295,10 +295,10 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(limit, tiny, text, tmp
 def test_dry_run_reads_no_weight(tiny, tmp_path, cache, monkeypatch):
     from regear.models.store import Store
 
-    def refuse(self, name):
+    def refuse(self, *arguments):
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr(Store, "read", refuse)
+    monkeypatch.setattr(Store, "rows", refuse)
     plan = regear.convert(tiny("llama"), None, "convert.kv_ratio=1/3", to="mla", dry_run=True)
     assert plan["kv_floats_per_token"] == {"before": 144, "after": 48}
     assert plan["parameters_after"] < plan["parameters_before"]

@@ -6,20 +6,19 @@ Going down, each layer is run again from its stored input, so memory stays at on
 """
 
 import fcntl
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from regear.conversion.collect import COLLECTORS, Collector, Seen
+from regear.conversion.head import drawn_gradient
 from regear.conversion.stream import Batch, Source
-from regear.core.errors import RegearError, writing
-from regear.core.files import aside
+from regear.core.errors import RegearError
 from regear.models.store import write_shard
+from regear.models.tensorfile import TensorFile, layout_of, whole, write_tensors
 
 Progress = Callable[[str, int, int], None]
 # Curvature is settled by half of the tokens that the moments need.
@@ -40,7 +39,7 @@ class Statistics(Sequence[dict[str, torch.Tensor]]):
             raise IndexError(index)
         found: dict[str, torch.Tensor] = {}
         for part in self.parts:
-            found |= load_file(_file(self.place, part, index))
+            found |= TensorFile(_file(self.place, part, index)).all()
         return found
 
 
@@ -105,14 +104,12 @@ def _file(place: Path, what: str, index: int) -> Path:
 
 def _save(path: Path, states: Sequence[torch.Tensor]) -> None:
     """Scratch that a killed process may need again; it need not survive the machine, so it is not synced."""
-    temporary = aside(path)
-    with writing(temporary):
-        save_file({str(i): state.contiguous() for i, state in enumerate(states)}, temporary)
-        os.replace(temporary, path)
+    tensors = {str(i): state for i, state in enumerate(states)}
+    write_tensors(path, layout_of(tensors), whole(tensors), durable=False)
 
 
 def _restore(path: Path, source: Source) -> list[torch.Tensor]:
-    found = load_file(path)
+    found = TensorFile(path).all()
     return [found[str(i)].to(source.device) for i in range(len(found))]
 
 
@@ -162,7 +159,7 @@ def _climb(
     layers = source.spec.layers
     start, hidden = _resume(source, layers, work, keep_inputs)
     if start == 0:
-        hidden = source.embed(data)
+        hidden = [source.embed(batch.ids) for batch in data]
     for index in range(start, layers):
         if keep_inputs:
             _save(_file(work, "input", index), hidden[::GRADIENT_STRIDE])
@@ -238,17 +235,16 @@ def _head_gradient(
 ) -> list[torch.Tensor]:
     """Gradient in the last layer's output of the loss whose targets the model draws itself, batch by batch."""
     head = source.head()
-    generator = torch.Generator().manual_seed(seed)
+    real = [batch.real.to(source.device) for batch in data]
+    with torch.no_grad():
+        normed = torch.cat([head.norm(state[mask]) for state, mask in zip(hidden, real, strict=True)])
+    uniform = torch.rand(len(normed), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn = drawn_gradient(head, normed, uniform).split([int(mask.sum()) for mask in real])
     flow = []
-    for batch, state in zip(data, hidden, strict=True):
-        gradient = torch.zeros_like(state)
-        for row in range(len(state)):
-            real = batch.real[row].to(state.device)
-            with torch.enable_grad():
-                entry = state[row][real].detach().requires_grad_()
-                logits = head(entry)
-                targets = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
-                loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="sum")
-            gradient[row, real] = torch.autograd.grad(loss, entry)[0]
-        flow.append(gradient)
+    for state, mask, gradient in zip(hidden, real, drawn, strict=True):
+        with torch.enable_grad():
+            entry = state[mask].requires_grad_()
+            output = head.norm(entry)
+        flow.append(torch.zeros_like(state))
+        flow[-1][mask] = torch.autograd.grad(output, entry, gradient)[0]
     return flow

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from regear.conversion.base import Progress
 from regear.conversion.calibrate import Statistics
@@ -13,6 +12,7 @@ from regear.conversion.latent import Factored, assemble
 from regear.conversion.stream import Edit, Source
 from regear.core.files import digest
 from regear.models.store import write_shard
+from regear.models.tensorfile import TensorFile
 from regear.ops.lowrank import Basis
 
 
@@ -55,7 +55,7 @@ class Directions:
             found = bases(self.view(index), self.factor, self.branches)
             parts = ("values", "encode", "decode")
             write_shard(path, {f"{i}.{part}": getattr(b, part) for i, b in enumerate(found) for part in parts})
-        stored = load_file(path)
+        stored = TensorFile(path).all()
         count = len(stored) // 3
         return tuple(Basis(stored[f"{i}.values"], stored[f"{i}.encode"], stored[f"{i}.decode"]) for i in range(count))
 

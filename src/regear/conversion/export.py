@@ -1,7 +1,8 @@
 """The `regear_mla` format on disk: shards, config, and the modelling code that travels with them."""
 
+import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from regear.conversion.latent import Factored
 from regear.core.errors import writing
 from regear.models.families import SourceSpec
 from regear.models.mla import modeling_regear_mla as modeling
-from regear.models.store import DTYPES, Store, plan_shards, shard_names, write_index, write_shard
+from regear.models.store import Store, plan_shards, shard_names, write_index
+from regear.models.tensorfile import DTYPES, Layout, write_tensors
 
 MODULE = "modeling_regear_mla"
 
@@ -46,13 +48,14 @@ def write_checkpoint(
         CheckpointError: the disk is full, or a source tensor holds NaN or infinity.
     """
     dtype = DTYPES[store.dtypes["model.layers.0.self_attn.k_proj.weight"]]
-    sizes = _sizes(store, spec, replacement, dtype.itemsize)
+    layout = _layout(store, spec, replacement, dtype)
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in layout.items()}
     shards = plan_shards(sizes)
     names = shard_names(len(shards))
-    reader = _Reader(store, replacement, dtype)
+    reader = _Reader(store, replacement)
     for number, (file, members) in enumerate(zip(names, shards, strict=True), 1):
         if not (staging / file).exists():
-            write_shard(staging / file, {name: reader(name) for name in members})
+            write_tensors(staging / file, {name: layout[name] for name in members}, reader)
         progress("write", number, len(shards))
     write_index(staging, dict(zip(names, shards, strict=True)), sum(sizes.values()))
     with writing(staging / "config.json"):
@@ -62,34 +65,35 @@ def write_checkpoint(
             shutil.copyfile(replacement.code, staging / replacement.code.name)
 
 
-def _sizes(store: Store, spec: SourceSpec, replacement: Replacement, item: int) -> dict[str, int]:
-    """Bytes of every output tensor, in the source's order; a layer's new tensors stand where the dropped ones were."""
-    sizes: dict[str, int] = {}
-    for name in spec.tensors():
+def _layout(store: Store, spec: SourceSpec, replacement: Replacement, dtype: torch.dtype) -> Layout:
+    """Every output tensor, in the source's order; a layer's new tensors stand where the dropped ones were."""
+    layout: Layout = {}
+    for name, shape in spec.tensors().items():
         index, inner = _split(name)
         if index is None or inner not in replacement.drops:
-            sizes[name] = store.bytes_of([name])
+            layout[name] = (DTYPES[store.dtypes[name]], shape)
         else:
             prefix = name.removesuffix(inner)
-            sizes |= {prefix + new: _count(shape) * item for new, shape in replacement.shapes(index).items()}
-    return sizes
+            layout |= {prefix + new: (dtype, found) for new, found in replacement.shapes(index).items()}
+    return layout
 
 
 class _Reader:
-    """Output tensors by name; the new tensors of one layer at a time are held."""
+    """Output tensors by name, in pieces; the new tensors of one layer at a time are held."""
 
-    def __init__(self, store: Store, replacement: Replacement, dtype: torch.dtype) -> None:
-        self.store, self.replacement, self.dtype = store, replacement, dtype
-        self.held: tuple[int | None, dict[str, torch.Tensor]] = (None, {})
+    def __init__(self, store: Store, replacement: Replacement) -> None:
+        self.store, self.replacement = store, replacement
+        self.index: int | None = None
+        self.held: dict[str, torch.Tensor] = {}
 
-    def __call__(self, name: str) -> torch.Tensor:
+    def __call__(self, name: str) -> Iterable[torch.Tensor]:
         index, inner = _split(name)
         if index is None or inner not in self.replacement.shapes(index):
-            return self.store.read(name)
-        if self.held[0] != index:
-            self.held = (index, {})
-            self.held = (index, {k: v.to(self.dtype) for k, v in self.replacement.tensors(index).items()})
-        return self.held[1][inner]
+            return self.store.pieces(name)
+        if self.index != index:
+            self.held = {}
+            self.index, self.held = index, self.replacement.tensors(index)
+        return [self.held[inner]]
 
 
 def _split(name: str) -> tuple[int | None, str]:
@@ -98,10 +102,6 @@ def _split(name: str) -> tuple[int | None, str]:
         return None, name
     index, _, inner = name.removeprefix("model.layers.").partition(".")
     return int(index), inner
-
-
-def _count(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
 
 
 # The exact form: a joint down-projection, and one up-projection each for keys and values.

@@ -23,7 +23,7 @@ from regear.core.errors import DataError
 from regear.core.files import digest, read_json, write_json
 from regear.core.recipe import validate
 from regear.core.report import Plot, Section, Series
-from regear.models.store import BYTES
+from regear.models.tensorfile import BYTES
 from regear.ops import ranks as rules
 
 VALUE_WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01)

@@ -1,9 +1,9 @@
-"""A source model run one decoder layer at a time, so that peak memory is one layer and the windows' hidden states.
+"""A source model and its variants run one decoder layer at a time; memory holds a layer and the hidden states.
 
-Shape letters: B windows, T positions, D hidden width, V vocabulary.
+Shape letters: B windows, T positions, D hidden width, N scored positions of all windows.
 """
 
-import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
+from regear.conversion.head import Head, token_losses
+from regear.conversion.layers import Layers, pad
+from regear.core.errors import CheckpointError
 from regear.measure.perplexity import Scores
 from regear.models.families import SourceSpec
-from regear.models.load import load_config
 from regear.models.store import Store
-from regear.ops.divergence import token_kl, token_nll
 
 BATCH_WINDOWS = 4
+BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,22 @@ class Batch:
 
 
 def batches(rows: Sequence[Sequence[int]], weights: Sequence[float], size: int = BATCH_WINDOWS) -> list[Batch]:
-    """Group token rows, in order, into padded batches. Causal attention never looks at a pad on the right."""
-    result = []
-    for start in range(0, len(rows), size):
-        group = rows[start : start + size]
-        longest = max(map(len, group))
-        ids = torch.tensor([list(row) + [0] * (longest - len(row)) for row in group])
-        real = torch.tensor([[i < len(row) for i in range(longest)] for row in group])
-        weight = torch.tensor(weights[start : start + size]).unsqueeze(1) * real
+    """Group token rows, in order, into padded batches of `size` rows, of fewer where they are long.
+
+    Causal attention never looks at a pad on the right.
+    """
+    result: list[Batch] = []
+    start = 0
+    while start < len(rows):
+        count = next(
+            n for n in range(size, 0, -1) if n == 1 or n * max(map(len, rows[start : start + n])) <= BATCH_TOKENS
+        )
+        group = rows[start : start + count]
+        ids = pad(group)
+        real = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in group]).unsqueeze(1)
+        weight = torch.tensor(weights[start : start + count]).unsqueeze(1) * real
         result.append(Batch(ids, real, weight))
+        start += count
     return result
 
 
@@ -61,44 +69,12 @@ Change = Edit | nn.Module | None
 Variant = Callable[[int], Change]
 
 
-class Source:
-    """The layers of a checkpoint, built on demand from a weightless skeleton and loaded strictly."""
+class Source(Layers):
+    """The layers of a source model, to be run as they are or edited."""
 
     def __init__(self, store: Store, spec: SourceSpec, device: torch.device | str = "cpu") -> None:
-        self.store, self.spec, self.device = store, spec, torch.device(device)
-        config = load_config(store.directory)
-        config._attn_implementation = "sdpa"
-        with torch.device("meta"):
-            self.skeleton: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        self.skeleton.eval().requires_grad_(False)
-        self.rotary = type(self.skeleton.model.rotary_emb)(config).to(self.device)
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """One source tensor in float32."""
-        return self.store.read(name).to(self.device, torch.float32)
-
-    def _load(self, skeleton: nn.Module, prefix: str, names: Sequence[str]) -> nn.Module:
-        module = copy.deepcopy(skeleton)
-        module.load_state_dict({name: self.tensor(prefix + name) for name in names}, strict=True, assign=True)
-        return module.requires_grad_(False)
-
-    def layer(self, index: int) -> nn.Module:
-        """One decoder layer with its weights."""
-        names = list(self.spec.layer_tensors())
-        return self._load(self.skeleton.model.layers[index], f"model.layers.{index}.", names)
-
-    def embed(self, data: Sequence[Batch]) -> list[torch.Tensor]:
-        """Hidden states before the first layer, [B, T, D] a batch."""
-        table = self.tensor("model.embed_tokens.weight")
-        return [nn.functional.embedding(batch.ids.to(self.device), table) for batch in data]
-
-    def head(self) -> nn.Module:
-        """Final norm and language-model head."""
-        norm = self._load(self.skeleton.model.norm, "model.norm.", ["weight"])
-        name = "model.embed_tokens.weight" if self.spec.tied else "lm_head.weight"
-        head = nn.Linear(self.spec.hidden, self.spec.vocabulary, bias=False, device="meta")
-        head.load_state_dict({"weight": self.tensor(name)}, assign=True)
-        return nn.Sequential(norm, head).requires_grad_(False)
+        super().__init__(store, device)
+        self.spec = spec
 
     def run(self, layer: nn.Module, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """One layer's output, [B, T, D]."""
@@ -150,7 +126,7 @@ def losses(source: Source, data: Sequence[Batch], variants: Sequence[Variant | N
 
     A variant costs nothing below its first change. KL is measured from the original.
     """
-    original = source.embed(data)
+    original = [source.embed(batch.ids) for batch in data]
     hidden: list[list[torch.Tensor] | None] = [None for _ in variants]
     for index in range(source.spec.layers):
         layer = source.layer(index)
@@ -163,15 +139,44 @@ def losses(source: Source, data: Sequence[Batch], variants: Sequence[Variant | N
                     hidden[number] = [source.run(layer, state) for state in states]
         original = [source.run(layer, state) for state in original]
     head = source.head()
-    results = [Scores() for _ in variants]
-    for position, batch in enumerate(data):
-        for row in range(len(batch.ids)):
-            length = int(batch.real[row].sum())
-            targets = batch.ids[row, 1:length].to(source.device)
-            reference = head(original[position][row, : length - 1])
-            for result, moved in zip(results, hidden, strict=True):
-                logits = reference if moved is None else head(moved[position][row, : length - 1])
-                result.nll.append(float(token_nll(logits, targets).double().sum()))
-                result.tokens.append(length - 1)
-                result.kl.append(0.0 if moved is None else float(token_kl(reference, logits).double().sum()))
-    return results
+    states = [scored(head, data, original)]
+    for moved in hidden:
+        states.append(states[0] if moved is None else scored(head, data, moved))
+    del original, hidden
+    return scores([head] * len(states), states, data)[1:]
+
+
+def scored(head: Head, data: Sequence[Batch], hidden: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Normed states that predict a token, row after row, [N, D]."""
+    parts = []
+    for batch, state in zip(data, hidden, strict=True):
+        inside = batch.real.clone()
+        inside[:, :-1] &= batch.real[:, 1:]  # the last token of a row predicts nothing
+        inside[:, -1] = False
+        parts.append(head.norm(state[inside.to(state.device)]))
+    return torch.cat(parts)
+
+
+def scores(heads: Sequence[Head], states: Sequence[torch.Tensor], data: Sequence[Batch]) -> list[Scores]:
+    """Each model's scores by window, its KL taken from the first one.
+
+    Args:
+        states: what `scored` gives of each model.
+
+    Raises:
+        CheckpointError: a model computes NaN or infinity.
+    """
+    lengths = [int(row.sum()) - 1 for batch in data for row in batch.real]
+    targets = torch.cat([batch.ids[:, 1:][batch.real[:, 1:]] for batch in data])
+    # The same states score the same: once is enough.
+    places = {id(state): i for i, state in reversed(list(enumerate(states)))}
+    kept = sorted(places.values())
+    nll, kl = token_losses([heads[i] for i in kept], [states[i] for i in kept], targets)
+    rows = [kept.index(places[id(state)]) for state in states]
+    found = []
+    for row in rows:
+        losses_, kls = ([float(part.sum()) for part in table[row].split(lengths)] for table in (nll, kl))
+        if not all(map(math.isfinite, losses_)):
+            raise CheckpointError("the model computes NaN or infinity on this text; its weights are damaged")
+        found.append(Scores(losses_, lengths, [], kls))
+    return found

@@ -1,16 +1,17 @@
 """Safetensors, tensor by tensor: reading a checkpoint strictly and writing one atomically."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from regear.core.errors import CheckpointError, writing
-from regear.core.files import aside, publish, read_json, write_json
+from regear.core.errors import CheckpointError
+from regear.core.files import read_json, write_json
 from regear.core.recipe import closest
+from regear.models.tensorfile import BYTES, TensorFile, layout_of, whole, write_tensors
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -18,6 +19,10 @@ PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "consolidated*.pt*")
 # Buffers that old checkpoints carry and every loader recomputes.
 RECOMPUTED = ("rotary_emb.inv_freq", "self_attn.rotary_emb.inv_freq")
 SHARD_BYTES = 1 << 30
+# A tensor that is copied, or gone through, is read so many bytes at a time.
+PIECE_BYTES = 32 << 20
+# Finite or not is asked of so many numbers at a time: the answer takes memory too.
+CHECKED = 1 << 22
 
 
 class Store:
@@ -35,7 +40,7 @@ class Store:
         self.files = self._locate()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[str, TensorFile] = {}
         for file in sorted(set(self.files.values())):
             self._read_header(file)
         absent = sorted(set(self.files) - set(self.shapes))
@@ -54,7 +59,7 @@ class Store:
                     raise CheckpointError(f"shard {file} is missing from {self.directory}; fetch the model again")
             return files
         if single.exists():
-            return dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+            return dict.fromkeys(TensorFile(single).entries, SINGLE)
         pickles = [path.name for pattern in PICKLES for path in self.directory.glob(pattern)]
         if pickles:
             raise CheckpointError(
@@ -63,21 +68,10 @@ class Store:
             )
         raise CheckpointError(f"no {SINGLE} or {INDEX} in {self.directory}; wanted a Hugging Face model directory")
 
-    def _open(self, file: str) -> Any:
-        try:
-            return safe_open(self.directory / file, "pt")
-        except (SafetensorError, OSError) as error:
-            size = (self.directory / file).stat().st_size
-            raise CheckpointError(
-                f"{file} is damaged or truncated ({size} bytes: {error}); fetch or copy it again"
-            ) from None
-
     def _read_header(self, file: str) -> None:
-        handle = self._handles[file] = self._open(file)
-        for name in handle.keys():  # noqa: SIM118 - not a dict
-            view = handle.get_slice(name)
-            self.shapes[name] = tuple(view.get_shape())
-            self.dtypes[name] = view.get_dtype()
+        found = self._handles[file] = TensorFile(self.directory / file)
+        for name, entry in found.entries.items():
+            self.shapes[name], self.dtypes[name] = entry.shape, entry.dtype
 
     def require(self, wanted: dict[str, tuple[int, ...]]) -> None:
         """Check that the checkpoint holds exactly the `wanted` tensors, so that none is lost or misread.
@@ -85,9 +79,9 @@ class Store:
         Raises:
             CheckpointError: a missing, misshapen or unexpected tensor, by name.
         """
-        odd = sorted({dtype for name, dtype in self.dtypes.items() if name in wanted and dtype not in DTYPES})
+        odd = sorted({dtype for name, dtype in self.dtypes.items() if name in wanted and dtype not in FLOATS})
         if odd:
-            raise CheckpointError(f"weights are stored as {odd[0]}; wanted one of {', '.join(DTYPES)}: unquantise them")
+            raise CheckpointError(f"weights are stored as {odd[0]}; wanted one of {', '.join(FLOATS)}: unquantise them")
         for name, shape in wanted.items():
             if name not in self.shapes:
                 raise CheckpointError(
@@ -110,29 +104,50 @@ class Store:
         Raises:
             CheckpointError: it holds NaN or infinity, or cannot be read.
         """
-        try:
-            tensor: torch.Tensor = self._handles[self.files.get(name, SINGLE)].get_tensor(name)
-        except (SafetensorError, KeyError, OSError) as error:
-            raise CheckpointError(f"cannot read tensor {name}: {error}") from None
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        return self.rows(name)
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop) of a tensor; every other way to read one goes through here.
+
+        Raises:
+            CheckpointError: they hold NaN or infinity, or cannot be read.
+        """
+        file = self.files.get(name)
+        if file is None:
+            raise CheckpointError(f"cannot read tensor {name}: {self.directory} has none of this name")
+        tensor = self._handles[file].rows(name, start, stop)
+        if tensor.is_floating_point() and not all(map(_finite, tensor.reshape(-1).split(CHECKED))):
             raise CheckpointError(f"tensor {name} holds NaN or infinity; the source weights are damaged")
         return tensor
 
+    def pieces(self, name: str, limit: int = PIECE_BYTES) -> Iterator[torch.Tensor]:
+        """A tensor in groups of whole rows of about `limit` bytes, in order."""
+        shape = self.shapes[name]
+        if not shape:
+            yield self.read(name)
+            return
+        step = max(1, limit // max(1, self.bytes_of([name]) // max(1, shape[0])))
+        for start in range(0, shape[0], step):
+            yield self.rows(name, start, min(start + step, shape[0]))
+
+    def gather(self, name: str, rows_N: torch.Tensor) -> torch.Tensor:
+        """Some rows of a table, [N, ...], each read once; the rest of the table is left on disk."""
+        wanted, place = rows_N.unique(return_inverse=True)
+        starts = [0, *(torch.nonzero(wanted.diff() != 1).flatten() + 1).tolist(), len(wanted)]
+        runs = [wanted[a:b] for a, b in pairwise(starts) if b > a]
+        return torch.cat([self.rows(name, int(run[0]), int(run[-1]) + 1) for run in runs])[place]
+
     def bytes_of(self, names: Iterable[str]) -> int:
         """Stored size of some tensors, from the headers."""
-        return sum(_count(self.shapes[name]) * BYTES[self.dtypes[name]] for name in names)
+        return sum(math.prod(self.shapes[name]) * BYTES[self.dtypes[name]] for name in names)
 
 
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1}
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Types that weights may have; the others are of quantised models.
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total
+def _finite(part: torch.Tensor) -> bool:
+    return bool(torch.isfinite(part).all())
 
 
 def plan_shards(sizes: dict[str, int], limit: int = SHARD_BYTES) -> list[list[str]]:
@@ -156,16 +171,12 @@ def shard_names(count: int) -> list[str]:
 
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write one shard aside, make it durable, and give it its name.
+    """Write tensors in memory as one shard: aside, durable, then under its name.
 
     Raises:
         CheckpointError: the disk is full; nothing is left behind.
     """
-    temporary = aside(path)
-    with writing(temporary):
-        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
-        publish(temporary, path)
-    path.chmod(0o644)
+    write_tensors(path, layout_of(tensors), whole(tensors))
 
 
 def write_index(directory: Path, shards: dict[str, list[str]], total_bytes: int) -> None:
