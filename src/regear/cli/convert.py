@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
         force: Annotated[bool, typer.Option("--force", help="Replace another output.")] = False,
         seed: Annotated[int | None, typer.Option("--seed", min=0, help="Over the recipe's seed.")] = None,
         device: Device = "auto",
+        max_memory: Annotated[float | None, typer.Option(help="Memory to stay under, in GB.")] = None,
         as_json: Json = False,
         quiet: Quiet = False,
     ) -> None:
@@ -35,7 +36,7 @@ def register(app: typer.Typer) -> None:
         from regear.core.errors import RecipeError
 
         wrong = (
-            {"--dry-run": dry_run, "--force": force, "--tasks": tasks}
+            {"--dry-run": dry_run, "--force": force, "--tasks": tasks, "--max-memory": max_memory}
             if sweep
             else {"--ratios": ratios, "--presets": presets}
         )
@@ -69,6 +70,7 @@ def register(app: typer.Typer) -> None:
                     dry_run=dry_run,
                     seed=seed,
                     device=device,
+                    max_memory=max_memory,
                     progress=bars,
                 )
         text = sweep_text(result) if sweep else _dry(result) if dry_run else _text(result)
@@ -114,6 +116,9 @@ def _text(result: dict[str, Any]) -> str:
         ("ratio", f"{quality['ratio']:.4f} (95 % {low:.4f} to {high:.4f}), KL {result['kl']:.4f}"),
     ]
     for name, task in result["tasks"].items():
+        if isinstance(task, str):
+            rows.append((name, task))
+            continue
         change, least, most = task["change"]["accuracy"]
         chance = task["before"]["chance"]
         rows.append((name, f"accuracy {change:+.3f} (95 % {least:+.3f} to {most:+.3f}; chance {chance:.2f})"))

@@ -121,6 +121,7 @@ def convert(
     dry_run: bool = False,
     seed: int | None = None,
     device: str = "auto",
+    max_memory: float | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Convert a model's architecture and measure what that changed.
@@ -136,6 +137,8 @@ def convert(
         dry_run: print sizes, ranks and refusals only; no weight is read.
         seed: over the recipe's.
         device: where layers run: `auto` is the GPU where there is one. Factors are always found in float64 on the CPU.
+        max_memory: memory to stay under, in GB: refused where the conversion itself needs more, and whole models
+            are loaded (to time a decode step, for tasks) only where both fit. By default what the machine has left.
         progress: told a stage, the step done, and how many there are.
 
     Returns the JSON object that `regear convert --json` prints.
@@ -148,6 +151,12 @@ def convert(
     recipe, name = build_recipe(to, config, changes)
     directory, conversion = open_source(model, recipe, name, device)
     plan = conversion.plan()
+    limit = None if max_memory is None else int(max_memory * 1e9)
+    if limit is not None and plan.memory_bytes > limit:
+        raise RecipeError(
+            f"this conversion needs about {plan.memory_bytes / 1e9:.1f} GB of memory; found --max-memory {max_memory:g}: "
+            "raise it, or lower calibration.tokens"
+        )
     if dry_run:
         for use in USES:
             read_documents([name for name in getattr(recipe, use).text if name != BUILTIN], use)
@@ -167,7 +176,7 @@ def convert(
     conversion.check_texts(texts, warn)
     if shared := texts.shared():
         warn(f"{shared} evaluation windows are also calibration or selection text; the figures will look too good")
-    job = Job(conversion, texts, directory, out, source_name(model, directory), name, list(tasks))
+    job = Job(conversion, texts, directory, out, source_name(model, directory), name, list(tasks), limit)
     if is_done(out, job.fingerprint, force=force):
         return {**job.result(read_json(out / "regear.json"), 0.0), "already_done": True}
     return job.run(progress, force=force)
@@ -196,9 +205,10 @@ class Job:
         source: str,
         to: str,
         tasks: list[str],
+        limit: int | None,
     ) -> None:
         self.conversion, self.texts, self.directory = conversion, texts, directory
-        self.output, self.source, self.to, self.tasks = output, source, to, tasks
+        self.output, self.source, self.to, self.tasks, self.limit = output, source, to, tasks, limit
         recipe: ConvertRecipe = conversion.recipe
         self.inputs: dict[str, Any] = {
             "model": model_digest(directory),
@@ -227,7 +237,9 @@ class Job:
             progress("compare", 0, 1)
             windows = self.texts.windows["evaluation"]
             device = str(self.conversion.device)
-            measured, decode = compare(self.directory, run.staging, windows, self.tasks, recipe.seed, device)
+            measured, decode = compare(
+                self.conversion.store, self.directory, run.staging, windows, self.tasks, recipe.seed, device, self.limit
+            )
             measured["evaluation_windows_seen_before"] = self.texts.shared()
             progress("compare", 1, 1)
             inside, plots = self.conversion.explain()
@@ -237,8 +249,8 @@ class Job:
             write_json(run.staging / "regear.json", record)
             result = self.result(record, time.monotonic() - run.started)
             run.log("measured", **result)
-            timed, curve = decode_section(decode)
-            self._report(run.directory, result, [*quality_sections(measured), timed, *inside], [curve, *plots])
+            timed, curves = decode_section(decode)
+            self._report(run.directory, result, [*quality_sections(measured), timed, *inside], [*curves, *plots])
             run.publish()
         return result
 

@@ -103,6 +103,9 @@ FACTORS = {
 def reachable(gram: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The Gram [W, W], shrunk towards white inputs, without what rounding put out of reach of the weights [W, D]."""
     white = weight @ weight.T
+    # Float32 sums leave slightly negative energy where no token went, which would drown the ridge.
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    gram = (vectors * values.clamp_min(0)) @ vectors.T
     gram = gram + RIDGE * gram.trace() / white.trace().clamp_min(1e-300) * white
     if weight.shape[1] < weight.shape[0]:
         onto = weight @ torch.linalg.pinv(weight)

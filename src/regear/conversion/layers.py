@@ -18,6 +18,8 @@ from regear.models.load import load_config
 from regear.models.store import Store
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+# A layer takes so many tokens at a time: what it computes in between is several times as wide as its input.
+BATCH_TOKENS = 4096
 
 
 class Layers:
@@ -70,15 +72,15 @@ class Layers:
         return found.unflatten(0, ids.shape)
 
     @torch.no_grad()
-    def final(self, ids_BT: torch.Tensor, rows: int, cache: DynamicCache | None = None) -> torch.Tensor:
+    def final(self, ids_BT: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
         """Normed final states, [B, T, D], by the model's own forward pass; pads on the right change nothing.
 
         Args:
-            rows: how many windows a layer takes at a time.
-            cache: filled on the way, if given.
+            cache: filled on the way, if given; for no more tokens than a layer takes at a time.
         """
         model = copy.deepcopy(self.skeleton.model)
         model.rotary_emb, model.norm = self.rotary, self.head().norm
+        rows = max(1, BATCH_TOKENS // ids_BT.shape[1])
         model.layers = nn.ModuleList(_Turn(self, index, rows) for index in range(self.count))
         hidden = self.embed(ids_BT)
         return model(inputs_embeds=hidden, past_key_values=cache, use_cache=cache is not None).last_hidden_state
@@ -86,7 +88,7 @@ class Layers:
     def cache_size(self, length: int = 8) -> dict[str, int]:
         """Floats and bytes of one token's cache entries, summed over layers, from the tensors of a real cache."""
         cache = DynamicCache(config=self.config)
-        self.final(torch.arange(length).remainder(self.config.vocab_size).unsqueeze(0), 1, cache)
+        self.final(torch.arange(length).remainder(self.config.vocab_size).unsqueeze(0), cache)
         layers: Any = cache.layers
         tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         return {

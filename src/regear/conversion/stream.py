@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from regear.conversion.head import Head, token_losses
-from regear.conversion.layers import Layers, pad
+from regear.conversion.layers import BATCH_TOKENS, Layers, pad
 from regear.core.errors import CheckpointError
 from regear.measure.perplexity import Scores
 from regear.models.families import SourceSpec
 from regear.models.store import Store
 
 BATCH_WINDOWS = 4
-BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -147,21 +146,21 @@ def losses(source: Source, data: Sequence[Batch], variants: Sequence[Variant | N
 
 
 def scored(head: Head, data: Sequence[Batch], hidden: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Normed states that predict a token, row after row, [N, D]."""
-    parts = []
-    for batch, state in zip(data, hidden, strict=True):
-        inside = batch.real.clone()
-        inside[:, :-1] &= batch.real[:, 1:]  # the last token of a row predicts nothing
-        inside[:, -1] = False
-        parts.append(head.norm(state[inside.to(state.device)]))
-    return torch.cat(parts)
+    """Normed states of the positions that predict a token, row after row, [N, D]."""
+    rows = [state[predicting(batch.real).to(state.device)] for batch, state in zip(data, hidden, strict=True)]
+    return torch.cat([head.norm(row) for row in rows])
+
+
+def predicting(real_BT: torch.Tensor) -> torch.Tensor:
+    """Where a token has a next one, [B, T]."""
+    return real_BT & torch.nn.functional.pad(real_BT[:, 1:], (0, 1))
 
 
 def scores(heads: Sequence[Head], states: Sequence[torch.Tensor], data: Sequence[Batch]) -> list[Scores]:
     """Each model's scores by window, its KL taken from the first one.
 
     Args:
-        states: what `scored` gives of each model.
+        states: of each model, normed, where `predicting` says, row after row, [N, D].
 
     Raises:
         CheckpointError: a model computes NaN or infinity.
