@@ -102,6 +102,7 @@ def _dry(result: dict[str, Any]) -> str:
             ("output", f"{result['output_bytes'] / 2**20:,.0f} MiB"),
             ("memory, about", f"{result['memory_bytes'] / 2**20:,.0f} MiB"),
             ("scratch, about", f"{result['scratch_bytes'] / 2**20:,.0f} MiB in the cache, while it runs"),
+            ("kept, about", f"{result['cache_bytes'] / 2**20:,.0f} MiB in the cache, for later ratios"),
         ]
     )
 

@@ -36,7 +36,8 @@ class Texts:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion will make, known from headers alone."""
+    """What a conversion will make and take, known from headers alone: resident memory at its peak, scratch on disk
+    while it runs, and what stays in the cache for later ratios."""
 
     kv_floats_before: int
     kv_floats_after: int
@@ -45,6 +46,7 @@ class Plan:
     output_bytes: int
     memory_bytes: int
     scratch_bytes: int
+    cache_bytes: int
     facts: dict[str, Any] = field(default_factory=dict)
 
 

@@ -163,21 +163,28 @@ def _climb(
     for index in range(start, layers):
         if keep_inputs:
             _save(_file(work, "input", index), hidden[::GRADIENT_STRIDE])
-        layer = source.layer(index)
-        tap = Tap(layer)
-        collectors = [kind(source.spec) for kind in kinds]
-        for number, batch in enumerate(data):
-            hidden[number] = source.run(layer, hidden[number])
-            seen = tap.seen(batch)
-            for collector in collectors:
-                collector.add(seen)
-        write_shard(_file(place, "up", index), {k: v for c in collectors for k, v in c.state().items()})
+        write_shard(_file(place, "up", index), _layer_up(source, index, data, kinds, hidden))
         _save(_file(work, "after", index), hidden)
         _file(work, "after", index - 1).unlink(missing_ok=True)
         progress("calibrate", index + 1, layers)
     if keep_inputs:
         _save(_file(work, "input", layers), hidden[::GRADIENT_STRIDE])
     _file(work, "after", layers - 1).unlink(missing_ok=True)
+
+
+def _layer_up(
+    source: Source, index: int, data: Sequence[Batch], kinds: Sequence[type[Collector]], hidden: list[torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Run one layer, which moves `hidden` on; its statistics. The layer's weights are gone when this returns."""
+    layer = source.layer(index)
+    tap = Tap(layer)
+    collectors = [kind(source.spec) for kind in kinds]
+    for number, batch in enumerate(data):
+        hidden[number] = source.run(layer, hidden[number])
+        seen = tap.seen(batch)
+        for collector in collectors:
+            collector.add(seen)
+    return {k: v for c in collectors for k, v in c.state().items()}
 
 
 def _resume(source: Source, layers: int, work: Path, keep_inputs: bool) -> tuple[int, list[torch.Tensor]]:
@@ -210,24 +217,37 @@ def _descend(
     else:
         top, flow = layers, _head_gradient(source, data, _restore(_file(work, "input", layers), source), seed)
     for index in reversed(range(top)):
-        layer = source.layer(index)
-        tap = Tap(layer)
-        collectors = [kind(source.spec) for kind in kinds]
         inputs = _restore(_file(work, "input", index), source)
-        for number, batch in enumerate(data):
-            with torch.enable_grad():
-                entry = inputs[number].requires_grad_()
-                output = source.run(layer, entry)
-            keys, values = tap.outputs["k_proj"], tap.outputs["v_proj"]
-            flow[number], *gradients = torch.autograd.grad(output, [entry, keys, values], flow[number])
-            seen = tap.seen(batch, gradients)
-            for collector in collectors:
-                collector.add(seen)
+        found = _layer_down(source, index, data, kinds, inputs, flow)
         if index:
             _save(_file(work, "gradient", index), flow)
-        write_shard(_file(place, "down", index), {k: v for c in collectors for k, v in c.state().items()})
+        write_shard(_file(place, "down", index), found)
         _file(work, "gradient", index + 1).unlink(missing_ok=True)
         progress("curvature", layers - index, layers)
+
+
+def _layer_down(
+    source: Source,
+    index: int,
+    data: Sequence[Batch],
+    kinds: Sequence[type[Collector]],
+    inputs: list[torch.Tensor],
+    flow: list[torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Run one layer again from its inputs and move `flow`, the gradient in its output, down to its input."""
+    layer = source.layer(index)
+    tap = Tap(layer)
+    collectors = [kind(source.spec) for kind in kinds]
+    for number, batch in enumerate(data):
+        with torch.enable_grad():
+            entry = inputs[number].requires_grad_()
+            output = source.run(layer, entry)
+        keys, values = tap.outputs["k_proj"], tap.outputs["v_proj"]
+        flow[number], *gradients = torch.autograd.grad(output, [entry, keys, values], flow[number])
+        seen = tap.seen(batch, gradients)
+        for collector in collectors:
+            collector.add(seen)
+    return {k: v for c in collectors for k, v in c.state().items()}
 
 
 def _head_gradient(

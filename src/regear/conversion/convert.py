@@ -154,7 +154,7 @@ def convert(
     limit = None if max_memory is None else int(max_memory * 1e9)
     if limit is not None and plan.memory_bytes > limit:
         raise RecipeError(
-            f"this conversion needs about {plan.memory_bytes / 1e9:.1f} GB of memory; found --max-memory {max_memory:g}: "
+            f"found --max-memory {max_memory:g}; this conversion needs about {plan.memory_bytes / 1e9:.1f} GB: "
             "raise it, or lower calibration.tokens"
         )
     if dry_run:

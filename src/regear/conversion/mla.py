@@ -5,19 +5,19 @@ ranks per layer. Here y = [k; v] = W x + b before any norm or rotation, the late
 as U c + b: biases stay exact, QK-norm and RoPE act after the up-projection and stay exact too.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from regear.conversion.base import Conversion, Plan, Progress, Texts
-from regear.conversion.calibrate import GRADIENT_STRIDE, Statistics, calibrate
+from regear.conversion.calibrate import Statistics, calibrate
 from regear.conversion.directions import Directions
 from regear.conversion.export import DROPS, Replacement, exact_config, exact_shapes, exact_tensors, write_checkpoint
 from regear.conversion.factors import FACTORS
 from regear.conversion.latent import allocate, latent_ranks
 from regear.conversion.recipes import MlaConvertRecipe, MlaRecipe
+from regear.conversion.sizing import sizing
 from regear.conversion.stream import Source, Variant, batches, losses
 from regear.core.errors import DataError
 from regear.core.files import digest, read_json, write_json
@@ -57,23 +57,20 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         rank = rules.uniform(spec.layers, self.budget // branches, step=recipe.align, high=self.high)[0] * branches
         old = 2 * spec.branch_width * spec.hidden * spec.layers
         new = rank * (spec.hidden + spec.branch_width * (2 if branches == 1 else 1)) * spec.layers
-        before = sum(_count(shape) for shape in self.store.shapes.values())
+        before = sum(map(math.prod, self.store.shapes.values()))
         item = BYTES[self.store.dtypes["model.layers.0.self_attn.k_proj.weight"]]
-        layer_bytes = 4 * sum(_count(shape) for shape in spec.layer_tensors().values())
-        vocabulary_bytes = 4 * spec.vocabulary * spec.hidden
-        windows = self.recipe.calibration.tokens * spec.hidden * 4
+        gradients = "kv-fisher" in FACTORS[recipe.factor].collectors
+        tokens = (self.recipe.calibration.tokens, self.recipe.evaluation.tokens)
+        sizes = sizing(self.store, spec, *tokens, gradients=gradients)
         return Plan(
             kv_floats_before=spec.kv_floats_per_token,
             kv_floats_after=rank * spec.layers if recipe.allocate == "uniform" else self._most_floats(branches),
             parameters_before=before,
             parameters_after=before - old + new,
             output_bytes=(before - old + new) * item,
-            memory_bytes=max(
-                max(layer_bytes * 2, vocabulary_bytes) + 3 * windows,  # calibration: one layer and the hidden states
-                8 * spec.layers * (6 * spec.kv_width**2 + 2 * spec.kv_width * spec.hidden),  # factors of all layers
-                8 * before + 8 * 600 * spec.vocabulary,  # comparison: both models in float32, and their logits
-            ),
-            scratch_bytes=windows * (2 + spec.layers // GRADIENT_STRIDE),
+            memory_bytes=sizes.memory,
+            scratch_bytes=sizes.scratch,
+            cache_bytes=sizes.cache,
             facts={"mean_rank": self.budget / spec.layers, "width": spec.kv_width, "layers": spec.layers},
         )
 
@@ -223,7 +220,3 @@ def _cut(directions: Directions, ranks: Sequence[Sequence[int]]) -> Variant:
 def _only(variant: Variant, layer: int) -> Variant:
     """One layer of a variant, the others as they are."""
     return lambda index: variant(index) if index == layer else None
-
-
-def _count(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())

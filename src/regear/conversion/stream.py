@@ -137,6 +137,7 @@ def losses(source: Source, data: Sequence[Batch], variants: Sequence[Variant | N
                 with edited(layer, change):
                     hidden[number] = [source.run(layer, state) for state in states]
         original = [source.run(layer, state) for state in original]
+        del layer, change  # before the next one is read
     head = source.head()
     states = [scored(head, data, original)]
     for moved in hidden:
