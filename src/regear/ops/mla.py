@@ -1,6 +1,6 @@
 """Latent attention in its plainest form: one sequence, loops over heads and queries, nothing cached or absorbed.
 
-The naive twin of `models/mla/modeling_regear_mla.py`; a test equates the two.
+The naive twins of `models/mla/modeling_regear_mla.py`; tests equate them.
 """
 
 import torch
@@ -52,4 +52,39 @@ def latent_attention(
                 values.append(value_up_GDR[group] @ rest + value_bias_GD[group])
             weights = torch.stack(scores).softmax(0)
             output[t, head] = weights @ torch.stack(values)
+    return output
+
+
+def decoupled_attention(
+    query_THD: torch.Tensor,
+    latent_TR: torch.Tensor,
+    key_TP: torch.Tensor,
+    up_HUR: torch.Tensor,
+    frequency_P: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Causal attention with decoupled RoPE, [T, H, V].
+
+    Args:
+        query_THD: queries before rotation; the last P of each head are to be rotated.
+        latent_TR: latents.
+        key_TP: the key that all heads share, before rotation.
+        up_HUR: up-projections by head, rows for the rest of the keys, then for values: [H, D - P + V, R].
+        frequency_P: RoPE frequencies, [P / 2].
+        scale: of the scores.
+    """
+    tokens, heads, width = query_THD.shape
+    plain = width - key_TP.shape[1]
+    output = query_THD.new_zeros(tokens, heads, up_HUR.shape[1] - plain)
+    for head in range(heads):
+        for t in range(tokens):
+            query = query_THD[t, head]
+            rotated = rotate_pairs(query[plain:], t * frequency_P)
+            rebuilt = [up_HUR[head] @ latent_TR[s] for s in range(t + 1)]
+            scores = [
+                query[:plain] @ rebuilt[s][:plain] + rotated @ rotate_pairs(key_TP[s], s * frequency_P)
+                for s in range(t + 1)
+            ]
+            weights = (torch.stack(scores) * scale).softmax(0)
+            output[t, head] = weights @ torch.stack(rebuilt)[:, plain:]
     return output

@@ -1,8 +1,8 @@
-"""Multi-head latent attention with exact RoPE: the cache holds one latent per token, keys are rebuilt and rotated.
+"""Multi-head latent attention, with exact or decoupled RoPE; the cache holds one latent per token.
 
 This one file travels inside every `regear_mla` checkpoint and needs torch and transformers only.
 
-Per layer, with x the normed hidden state:
+Exact RoPE, per layer, with x the normed hidden state:
 
     c = W_a x                                    cached, r floats per token
     k = rotate(k_norm(W_k c[:r_k] + b_k))        rebuilt from the latents at every step
@@ -10,12 +10,22 @@ Per layer, with x the normed hidden state:
 
 A joint latent has r_k = r_v = r; separate latents have r_k + r_v = r; anything between shares the middle.
 
-Shape letters: B batch, S new tokens, T cached and new tokens, H query heads, G key/value heads, D head width.
+Decoupled RoPE (`rope_mode: decoupled`), the form of DeepSeek-V2 and V3:
+
+    c = norm(W_a x), p = rotate(W_r x)           cached, r and d_r floats per token; p is one key for all heads
+    k_h = [UK_h c; p], v_h = UV_h c              expanded: prefill and training
+    q_h . k_h = (UK_h^T q_h) . c + q_rope . p    absorbed: decode; values likewise, UV_h (sum_t p_t c_t)
+
+`norm` stands there because servers recognise the layer by it; its eps is so large that it changes nothing.
+
+Shape letters: B batch, S new tokens, T cached and new tokens, H query heads, G key/value heads, D head width,
+N and P the parts of a head without and with rotation, V value width, R latent width.
 """
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.configuration_llama import LlamaConfig
@@ -34,7 +44,12 @@ from transformers.models.llama.modeling_llama import (
 
 @strict
 class RegearMlaConfig(LlamaConfig):
-    """A Llama-shaped config whose `latent_ranks` gives `[r, r_k, r_v]` for every layer."""
+    """A Llama-shaped config whose `latent_ranks` gives `[r, r_k, r_v]` for every layer.
+
+    With `rope_mode: decoupled`, heads have `nope_dim` + `rope_dim` query and `value_dim` value floats, `rope_pairs`
+    names for every layer the RoPE frequencies (of a head of `head_dim`) that its shared key turns with, `softmax_scale`
+    is that of `head_dim` unless given, and `qk_norm` means a norm on queries only.
+    """
 
     model_type = "regear_mla"
     base_model_tp_plan = {}  # noqa: RUF012 - transformers' own convention; one latent cannot be split by heads
@@ -45,9 +60,23 @@ class RegearMlaConfig(LlamaConfig):
     o_bias: bool = False
     qk_norm: bool = False
     rope_mode: str = "exact"
+    rope_dim: int | None = None
+    rope_pairs: list | None = None
+    nope_dim: int | None = None
+    value_dim: int | None = None
+    latent_norm_eps: float = 2.0**26  # its root, the norm's weight, is exact in every dtype
+    softmax_scale: float | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.rope_mode == "decoupled" and self.latent_ranks is not None:
+            self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim = self.nope_dim, self.rope_dim, self.value_dim
+            if len({rank for rank, _, _ in self.latent_ranks}) == 1:
+                # By this name servers know the form, and they hold one width for the model: none for unequal ranks.
+                self.kv_lora_rank, self.q_lora_rank = self.latent_ranks[0][0], None
 
     def validate_architecture(self):
-        """Heads may be of any width; every layer needs its ranks."""
+        """Heads may be of any width; every layer needs its ranks and, decoupled, its frequencies."""
         if self.latent_ranks is None:
             return  # transformers builds a default config to tell what was changed; no model is built from one
         if len(self.latent_ranks) != self.num_hidden_layers:
@@ -55,15 +84,38 @@ class RegearMlaConfig(LlamaConfig):
         for r, r_k, r_v in self.latent_ranks:
             if not (0 < r_k <= r and 0 < r_v <= r <= r_k + r_v):
                 raise ValueError(f"latent ranks [{r}, {r_k}, {r_v}]: wanted max(r_k, r_v) <= r <= r_k + r_v")
+        if self.rope_mode not in ("exact", "decoupled"):
+            raise ValueError(f"rope_mode {self.rope_mode!r}: wanted exact or decoupled")
+        if self.rope_mode == "decoupled":
+            self._validate_decoupled()
+
+    def _validate_decoupled(self):
+        if any(len(set(ranks)) > 1 for ranks in self.latent_ranks):
+            raise ValueError("decoupled RoPE has joint latents: wanted latent ranks [r, r, r]")
+        if not all((self.nope_dim, self.value_dim, self.rope_dim)) or self.rope_dim % 2:
+            raise ValueError("decoupled RoPE needs nope_dim, value_dim and an even rope_dim")
+        if self.num_key_value_heads != self.num_attention_heads:
+            raise ValueError(
+                "decoupled RoPE gives every head keys of its own: num_key_value_heads must count all heads"
+            )
+        pairs = self.rope_pairs or []
+        if len(pairs) != self.num_hidden_layers or any(len(row) != self.rope_dim // 2 for row in pairs):
+            raise ValueError("rope_pairs must list rope_dim / 2 frequencies for each layer")
+        if not all(0 <= pair < self.head_dim // 2 for row in pairs for pair in row):
+            raise ValueError(f"rope_pairs must name frequencies below {self.head_dim // 2}")
 
 
 def rotate(x_BNTD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Apply RoPE in the half-split layout; `rotary` is (cos, sin), each [B, T, D]."""
-    cos, sin = (part.unsqueeze(1) for part in rotary)
-    return x_BNTD * cos + rotate_half(x_BNTD) * sin
+    cos, sin = rotary
+    return x_BNTD * cos.unsqueeze(1) + rotate_half(x_BNTD) * sin.unsqueeze(1)
 
 
-class RegearMlaAttention(nn.Module):
+class LatentAttention(nn.Module):
+    """What both forms are to transformers: the modules whose attention weights can be recorded."""
+
+
+class RegearMlaAttention(LatentAttention):
     """Attention whose cache entry is `[B, 1, T, r]` latents and zero-width values."""
 
     def __init__(self, config: RegearMlaConfig, layer_idx: int) -> None:
@@ -109,7 +161,8 @@ class RegearMlaAttention(nn.Module):
         query_BHSD = rotate(query_BHSD, position_embeddings)
         key_BGTD = rotate(key_BGTD, self.fit(key_rotary or position_embeddings, latent.shape[1]))
         value_latent = latent[..., self.rank - self.value_rank :]
-        if length == 1 and not self.training and not kwargs.get("output_attentions"):
+        # Servers that keep the cache themselves pass none: one token is then not the only key.
+        if past_key_values is not None and length == 1 and not self.training and not kwargs.get("output_attentions"):
             output, weights = self.decode(query_BHSD, key_BGTD, value_latent, attention_mask), None
         else:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -148,20 +201,143 @@ class RegearMlaAttention(nn.Module):
         return output.reshape(output.shape[0], 1, -1)
 
 
+class RegearMlaDecoupledAttention(LatentAttention):
+    """Attention whose cache entry is `[B, 1, T, r]` latents and `[B, 1, T, d_r]` rotated keys.
+
+    vLLM recognises the layer by the shape of this forward (one norm on one linear, one `expand_kv`, one call of the
+    attention interface) and puts its own kernel in; every other path must stay behind `past_key_values is not None`.
+    """
+
+    def __init__(self, config: RegearMlaConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx, self.is_causal = config, layer_idx, True
+        self.rank, heads = config.latent_ranks[layer_idx][0], config.num_attention_heads
+        self.nope_dim, self.rope_dim, self.value_dim = config.nope_dim, config.rope_dim, config.value_dim
+        self.rope_pairs, self.num_key_value_groups = config.rope_pairs[layer_idx], 1
+        self.scaling = config.softmax_scale or config.head_dim**-0.5
+        query_dim = config.nope_dim + config.rope_dim
+        projected = config.head_dim if config.qk_norm else query_dim
+        self.q_proj = nn.Linear(config.hidden_size, heads * projected, bias=config.q_bias)
+        if config.qk_norm:
+            self.q_norm_weight = nn.Parameter(torch.ones(config.head_dim))
+            self.q_up = nn.Parameter(torch.zeros(heads, query_dim, config.head_dim))
+        self.kv_a_proj_with_mqa = nn.Linear(config.hidden_size, self.rank + self.rope_dim, bias=config.kv_bias)
+        self.kv_a_layernorm = LlamaRMSNorm(self.rank, eps=config.latent_norm_eps)
+        self.kv_b_proj = nn.Linear(self.rank, heads * (self.nope_dim + self.value_dim), bias=False)
+        self.o_proj = nn.Linear(heads * self.value_dim, config.hidden_size, bias=config.o_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, length = hidden_states.shape[:-1]
+        cos, sin = position_embeddings
+        rotary = self.pick(cos), self.pick(sin)
+        query_BHSD = self.rotated_queries(self.q_proj(hidden_states), rotary)
+        kv_nope, k_rot = self.kv_a_proj_with_mqa(hidden_states).split([self.rank, self.rope_dim], dim=-1)
+        kv_nope = self.kv_a_layernorm(kv_nope).unsqueeze(1)
+        k_rot = rotate(k_rot.unsqueeze(1), rotary)
+        if past_key_values is not None:
+            kv_nope, k_rot = past_key_values.update(kv_nope, k_rot, self.layer_idx)
+        if past_key_values is not None and self.absorbs(length, kv_nope.shape[2], attention_mask):
+            output, weights = self.absorbed(query_BHSD, kv_nope, k_rot, attention_mask, **kwargs)
+        else:
+            key, value = self.expand_kv(kv_nope, k_rot)
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+            dropout = self.config.attention_dropout if self.training else 0.0
+            output, weights = attend(
+                self, query_BHSD, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            )
+        return self.o_proj(output.reshape(batch, length, -1)), weights
+
+    def pick(self, angles_BSD: torch.Tensor) -> torch.Tensor:
+        """The cosines or sines of this layer's frequencies, [B, S, d_r]."""
+        step = self.rope_pairs[1] if len(self.rope_pairs) > 1 else 1
+        if step > 0 and self.rope_pairs == [step * i for i in range(len(self.rope_pairs))]:
+            picked = angles_BSD[..., : step * len(self.rope_pairs) : step]  # no index tensor to copy to a device
+        else:
+            picked = angles_BSD[..., self.rope_pairs]
+        return torch.cat([picked, picked], dim=-1)
+
+    def rotated_queries(self, flat: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """[B, S, H * width] → [B, H, S, N + P], the last P rotated."""
+        width = self.config.head_dim if self.config.qk_norm else self.nope_dim + self.rope_dim
+        query_BSHD = flat.unflatten(-1, (-1, width))  # a server may give this process some of the heads only
+        if self.config.qk_norm:
+            query_BSHD = nn.functional.rms_norm(query_BSHD, (width,), self.q_norm_weight, self.config.rms_norm_eps)
+            query_BSHD = torch.einsum("bshd,hnd->bshn", query_BSHD, self.q_up)
+        q_nope, q_rot = query_BSHD.transpose(1, 2).split([self.nope_dim, self.rope_dim], dim=-1)
+        return torch.cat([q_nope, rotate(q_rot, rotary)], dim=-1)
+
+    def expand_kv(self, kv_nope: torch.Tensor, k_rot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents and shared keys → keys [B, H, T, N + P] and values [B, H, T, V] of every head."""
+        up = self.kv_b_proj(kv_nope.squeeze(1)).unflatten(-1, (-1, self.nope_dim + self.value_dim)).transpose(1, 2)
+        k_nope, value = up.split([self.nope_dim, self.value_dim], dim=-1)
+        return torch.cat([k_nope, k_rot.expand(-1, k_nope.shape[1], -1, -1)], dim=-1), value
+
+    def absorbs(self, length: int, total: int, mask: torch.Tensor | None) -> bool:
+        """Whether the absorbed path takes fewer multiplications for `length` queries against `total` keys.
+
+        Per head, expanded: total * R (N + V) to expand every key once, and length * total * (N + P + V) to attend.
+        Absorbed: length * R (N + V) to map queries and outputs, and length * total * (2 R + P) to attend. With nothing
+        cached the two maps cost the same and attending decides; with a long cache the break-even is at
+        R (N + V) / (2 R - N - V) queries (171 for R 512 and N = V = 128).
+        """
+        if self.training or self.config._attn_implementation not in ("sdpa", "eager"):
+            return False  # the other kernels take no keys this wide, or no mask
+        if mask is None and length > 1:
+            return False  # the kernel knows what is causal, and only for queries as they are
+        heads = self.nope_dim + self.value_dim
+        return length * total * (2 * self.rank - heads) < (total - length) * self.rank * heads
+
+    def absorbed(
+        self,
+        query_BHSD: torch.Tensor,
+        kv_nope: torch.Tensor,
+        k_rot: torch.Tensor,
+        mask: torch.Tensor | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend to the latents themselves: output [B, S, H, V], and the weights [B, H, S, T] if there are any.
+
+        All heads share one key, so heads stand beside the queries of a single head.
+        """
+        batch, heads, length, _ = query_BHSD.shape
+        up_k, up_v = self.kv_b_proj.weight.unflatten(0, (heads, -1)).split([self.nope_dim, self.value_dim], dim=1)
+        q_nope, q_rot = query_BHSD.split([self.nope_dim, self.rope_dim], dim=-1)
+        query = torch.cat([q_nope @ up_k, q_rot], dim=-1).reshape(batch, 1, heads * length, -1)
+        if mask is not None and length > 1:
+            mask = mask.expand(-1, heads, -1, -1).reshape(mask.shape[0], 1, heads * length, -1)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        key = torch.cat([kv_nope, k_rot], dim=-1)
+        mixed, weights = attend(self, query, key, kv_nope, mask, scaling=self.scaling, is_causal=False, **kwargs)
+        mixed = mixed.reshape(batch, heads, length, self.rank)
+        output = (mixed @ up_v.transpose(1, 2)).transpose(1, 2)
+        return output, None if weights is None else weights.reshape(batch, heads, length, -1)
+
+
 class RegearMlaDecoderLayer(LlamaDecoderLayer):
     """A Llama layer around latent attention."""
 
     def __init__(self, config: RegearMlaConfig, layer_idx: int) -> None:
         super(LlamaDecoderLayer, self).__init__()
         self.hidden_size = config.hidden_size
-        self.self_attn = RegearMlaAttention(config, layer_idx)
+        attention = RegearMlaDecoupledAttention if config.rope_mode == "decoupled" else RegearMlaAttention
+        self.self_attn = attention(config, layer_idx)
         self.mlp = LlamaMLP(config)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class RegearMlaPreTrainedModel(LlamaPreTrainedModel):
-    """Capabilities: keys are rebuilt from the cache, so kernels that want fixed key/value pages are out."""
+    """Capabilities: keys are rebuilt from the cache, so kernels that want fixed key/value pages are out.
+
+    Only decoupled layers compile as one graph: exact ones ask the cache for its length.
+    """
 
     config_class = RegearMlaConfig
     config: RegearMlaConfig
@@ -169,11 +345,20 @@ class RegearMlaPreTrainedModel(LlamaPreTrainedModel):
     _supports_flash_attn = False
     _supports_flex_attn = False
     _can_compile_fullgraph = False
-    _can_record_outputs = {"hidden_states": RegearMlaDecoderLayer, "attentions": RegearMlaAttention}  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": RegearMlaDecoderLayer, "attentions": LatentAttention}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if getattr(module, "variance_epsilon", None) == self.config.latent_norm_eps:
+            init.constant_(module.weight, self.config.latent_norm_eps**0.5)
+        if isinstance(module, RegearMlaDecoupledAttention) and module.config.qk_norm:
+            init.ones_(module.q_norm_weight)
+            init.normal_(module.q_up, std=module.config.head_dim**-0.5)
 
 
 class RegearMlaModel(RegearMlaPreTrainedModel, LlamaModel):
-    """The decoder; beyond Llama's it works out where every cached key stands, to rotate it."""
+    """The decoder; with exact RoPE it also works out where every cached key stands, to rotate it."""
 
     def __init__(self, config: RegearMlaConfig) -> None:
         super(LlamaModel, self).__init__(config)
@@ -183,11 +368,14 @@ class RegearMlaModel(RegearMlaPreTrainedModel, LlamaModel):
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False
+        self._can_compile_fullgraph = config.rope_mode == "decoupled"
         self.post_init()
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, **kwargs
     ):
+        if self.config.rope_mode == "decoupled":
+            return super().forward(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
         new = input_ids if input_ids is not None else inputs_embeds
         if new is None:
             raise ValueError("give input_ids or inputs_embeds")
@@ -222,6 +410,7 @@ class RegearMlaForCausalLM(RegearMlaPreTrainedModel, LlamaForCausalLM):
         self.model = RegearMlaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._can_compile_fullgraph = config.rope_mode == "decoupled"
         self.post_init()
 
 
