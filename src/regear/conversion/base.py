@@ -77,6 +77,14 @@ class Conversion(ABC, Generic[R]):
     def write(self, staging: Path, progress: Progress) -> None:
         """Write weights, config and modelling code into `staging`, each file atomically."""
 
+    def accept(self, measured: dict[str, Any]) -> None:
+        """Raise if what was measured on the written checkpoint shows a fault; by default nothing does."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the card names as this conversion's settings."""
+        recipe: Any = self.recipe
+        return recipe.convert.model_dump(mode="json", exclude_none=True, exclude={"to"})  # type: ignore[no-any-return]
+
     @abstractmethod
     def explain(self) -> tuple[list[Section], list[Plot]]:
         """Tables for the card and the report, and plots for the report, about what was done inside."""

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from regear.conversion.base import Conversion, Progress, Texts
+from regear.conversion.formats.facts import LOADING
+from regear.conversion.formats.reexport import Reexport, is_mla
 from regear.conversion.recipes import ConvertRecipe
 from regear.conversion.table import CONVERSIONS
 from regear.conversion.verify import compare, decode_section, quality_sections
@@ -69,6 +71,8 @@ def open_source(
     """
     directory = resolve(model)
     store = Store(directory)
+    if is_mla(store.config):
+        return directory, Reexport(store, recipe, device)  # type: ignore[arg-type]
     spec = describe(store.config)
     store.require(spec.tensors())
     return directory, CONVERSIONS[to].load()(store, spec, recipe, device)
@@ -241,6 +245,7 @@ class Job:
                 self.conversion.store, self.directory, run.staging, windows, self.tasks, recipe.seed, device, self.limit
             )
             measured["evaluation_windows_seen_before"] = self.texts.shared()
+            self.conversion.accept(measured)
             progress("compare", 1, 1)
             inside, plots = self.conversion.explain()
             write_text(run.staging / "README.md", self._card([*quality_sections(measured), *inside]))
@@ -278,12 +283,11 @@ class Job:
         card.carry_notices(self.directory, staging)
 
     def _card(self, sections: Sequence[Section]) -> str:
-        recipe = self.conversion.recipe.convert.model_dump(mode="json", exclude_none=True)
-        settings = ", ".join(f"{key} {value}" for key, value in recipe.items() if key != "to")
+        settings = ", ".join(f"{key} {value}" for key, value in self.conversion.settings().items())
         lead = (
             f"{self.source} with its attention converted by regear: {CONVERSIONS[self.to].help}. "
-            f"Settings: {settings}. Load it with stock transformers and `trust_remote_code=True`; the modelling code "
-            "travels in this directory. `regear.json` records digests, versions and every figure below."
+            f"Settings: {settings}. {LOADING[self.conversion.format]} `regear.json` records digests, versions and "
+            "every figure below."
         )
         return card.render(
             f"{self.source.split('/')[-1]} as {self.conversion.format}",

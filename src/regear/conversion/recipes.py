@@ -56,9 +56,10 @@ class MlaRecipe(Recipe):
     branches: Literal["joint", "separate"] = "joint"
     allocate: Literal["uniform", "care", "care_code", "energy", "measured", "curvature"] = "curvature"
     align: int = Field(1, ge=1)
-    rope: Literal["exact"] = "exact"
-    format: Literal["regear_mla"] = "regear_mla"
-    dtype: Literal["source"] = "source"
+    rope: Literal["exact", "decoupled"] = "exact"
+    format: Literal["regear_mla", "deepseek_v3", "youtu"] = "regear_mla"
+    latent_pad: int | None = Field(None, ge=1)
+    dtype: Literal["source", "bfloat16", "float32"] = "source"
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +72,8 @@ class MlaRecipe(Recipe):
             if not isinstance(name, str) or name not in PRESETS:
                 raise ValueError(f"unknown preset {name!r}{closest(str(name), PRESETS)}; known: {', '.join(PRESETS)}")
             values = {**PRESETS[name], **values}
+        if values.get("format", "regear_mla") != "regear_mla" and "rope" not in values:
+            values = {**values, "rope": "decoupled"}
         if values.get("factor", "fisher") != "fisher" and "allocate" not in values:
             values = {**values, "allocate": "uniform"}
         return values
@@ -85,6 +88,12 @@ class MlaRecipe(Recipe):
         if not 0 < found <= 1:
             raise ValueError(f"found {value}; wanted above 0 and at most 1 (1 keeps the cache as large as it is)")
         return value
+
+    @model_validator(mode="after")
+    def _format_holds(self) -> "MlaRecipe":
+        if self.format != "regear_mla" and self.rope != "decoupled":
+            raise ValueError(f"format={self.format} holds decoupled keys only; found rope={self.rope}")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> "MlaRecipe":

@@ -1,0 +1,98 @@
+"""What a server has to know of a checkpoint: bytes of cache, what splits over devices, which kernel takes which width.
+
+Kernel widths and engines' behaviour are no facts of this program: `AS_READ` says where and when they were found.
+"""
+
+from typing import Any
+
+from regear.conversion.formats.strict import STRICT
+from regear.core.report import Section
+
+AS_READ = "read in the sources of vLLM 0.33, SGLang 0.5.23 and transformers 5.23 (2026)"
+STOCK = (
+    "Load it with stock transformers (5.15 or newer, so that the cache holds latents){servers}; no code of its own is "
+    "needed. Serve it in bfloat16 or float32: in float16 its latents underflow. Do not train it in this form: convert "
+    "it to `regear_mla` first."
+)
+LOADING = {
+    "regear_mla": "Load it with stock transformers and `trust_remote_code=True`; the modelling code travels in this "
+    "directory.",
+    "deepseek_v3": STOCK.format(servers=", vLLM or SGLang"),
+    "youtu": STOCK.format(servers=""),
+}
+
+
+def server_facts(config: dict[str, Any]) -> Section:
+    """One table for the card, from the config of any format."""
+    ranks, rope = widths(config)
+    floats = sum(ranks) + rope * len(ranks)
+    rows = [
+        ["cache a token, 16-bit", f"{2 * floats:,} bytes"],
+        ["cache a token, 8-bit", f"{floats:,} bytes"],
+        ["tensor parallelism", _parallel(config)],
+        *kernels(config, ranks, rope),
+    ]
+    note = f"Widths of a layer: latent {_span(ranks)}, shared rotated key {rope}. Engines and kernels as {AS_READ}."
+    return Section("For servers", ["", ""], rows, note)
+
+
+def widths(config: dict[str, Any]) -> tuple[list[int], int]:
+    """Latent floats of every layer, and rotated ones (0 with exact RoPE)."""
+    if config["model_type"] in STRICT:
+        return [config["kv_lora_rank"]] * config["num_hidden_layers"], int(config["qk_rope_head_dim"])
+    return [rank for rank, _, _ in config["latent_ranks"]], int(config.get("rope_dim") or 0)
+
+
+def _span(ranks: list[int]) -> str:
+    return str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
+
+
+def _parallel(config: dict[str, Any]) -> str:
+    base = "the latent cache is whole on every rank (it serves all heads); heads and MLP split"
+    if config.get("qk_norm") and config.get("rope_mode") == "decoupled":
+        return f"{base}, except that the query norm keeps vLLM's transformers backend at one rank"
+    return base
+
+
+def kernels(config: dict[str, Any], ranks: list[int], rope: int) -> list[list[str]]:
+    """Engine and kernel against what becomes of this checkpoint there."""
+    if config["model_type"] == "regear_mla":
+        return _own_rows(config, ranks)
+    rank, heads, nope = ranks[0], config["num_attention_heads"], config["qk_nope_head_dim"]
+    scaled = (config.get("rope_parameters") or {}).get("rope_type", "default") != "default"
+    rows = [["transformers, any kernel", "yes"]]
+    backend = "vLLM, `--model-impl transformers`"
+    if config["model_type"] == "youtu":
+        return [*rows, [backend, "yes, with the kernels below"], *_widths(rank, rope, heads, nope)]
+    if scaled:
+        wrong = "no: it computes this RoPE scaling as YaRN, which is another function"
+        return [
+            *rows,
+            ["vLLM, own model", wrong],
+            ["SGLang", wrong],
+            [backend, "yes"],
+            *_widths(rank, rope, heads, nope),
+        ]
+    return [*rows, ["vLLM, own model", "yes"], ["SGLang, Triton kernel", "yes"], *_widths(rank, rope, heads, nope)]
+
+
+def _widths(rank: int, rope: int, heads: int, nope: int) -> list[list[str]]:
+    takes = {
+        "vLLM Triton MLA (any width; 16-bit)": True,
+        "vLLM FlashAttention MLA and CPU MLA (latent + rotated = 576)": rank + rope == 576,
+        "FlashMLA (512 + 64)": (rank, rope) == (512, 64),
+        "CUTLASS MLA (512 + 64, at most 128 heads)": (rank, rope) == (512, 64) and heads <= 128,
+        "FlashInfer MLA (256 or 512 + 64; 64, 128 or 192 unrotated)": rank in (256, 512)
+        and rope == 64
+        and nope in (64, 128, 192),
+    }
+    return [[name, "yes" if there else f"no: here {rank} + {rope}"] for name, there in takes.items()]
+
+
+def _own_rows(config: dict[str, Any], ranks: list[int]) -> list[list[str]]:
+    rows = [["transformers, `trust_remote_code=True`", "yes"], ["SGLang", "no: it serves MLA of its own models only"]]
+    if config.get("rope_mode") != "decoupled":
+        return [*rows, ["vLLM", "no: keys are rebuilt from the latents and rotated at every step"]]
+    if len(set(ranks)) > 1:
+        return [*rows, ["vLLM", "no: it takes one latent width for all layers; pad with convert.latent_pad"]]
+    return [*rows, ["vLLM, `--model-impl transformers`", "yes: its MLA kernels take the place of this layer's"]]

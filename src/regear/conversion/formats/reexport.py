@@ -1,0 +1,136 @@
+"""An MLA checkpoint into another format: the same function, tensor by tensor, measured again on both sides.
+
+The way back, from a strict export to `regear_mla`, is what healing starts from: strict weights are too small to train.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regear.conversion.base import Conversion, Plan, Progress, Texts
+from regear.conversion.formats.canonical import Geometry
+from regear.conversion.formats.facts import server_facts
+from regear.conversion.formats.strict import STRICT, unfolded
+from regear.conversion.formats.view import Checkpoint
+from regear.conversion.formats.write import in_format, output_dtype, write
+from regear.conversion.recipes import MlaConvertRecipe
+from regear.core.errors import CheckpointError, IncompatibleModel, RecipeError
+from regear.core.files import read_json
+from regear.core.report import Plot, Section
+from regear.models.families import describe
+from regear.models.store import DTYPES, Store
+
+SETTINGS = ("format", "latent_pad", "dtype")
+# What rounding every weight once more may change; a larger change is a fault, not noise. In nats a token.
+LARGEST_KL = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+
+
+def is_mla(config: dict[str, Any]) -> bool:
+    """Whether a config is that of a checkpoint regear made in one of its formats."""
+    return config.get("model_type") == "regear_mla" or (config.get("model_type") in STRICT and "regear" in config)
+
+
+def canonical(store: Store) -> Checkpoint:
+    """Any decoupled checkpoint that regear made, as decoupled `regear_mla`.
+
+    Raises:
+        IncompatibleModel: exact RoPE, or a strict checkpoint of another program.
+        CheckpointError: tensors are missing or unknown.
+    """
+    found: Checkpoint = unfolded(store) if store.config.get("model_type") in STRICT else store
+    Geometry.of(found.config)
+    return found
+
+
+class Reexport(Conversion[MlaConvertRecipe]):
+    """See the module's docstring."""
+
+    def __init__(self, store: Store, recipe: MlaConvertRecipe, device: str = "auto") -> None:
+        chosen = recipe.convert
+        own = store.config.get("model_type")
+        if own == chosen.format == "regear_mla" and chosen.latent_pad is None:
+            raise IncompatibleModel(
+                "this model is already a regear MLA checkpoint; give the model it was made from, or another "
+                f"convert.format ({', '.join(STRICT)})"
+            )
+        if unused := sorted(chosen.model_fields_set - {*SETTINGS, "to", "rope"}):
+            raise RecipeError(
+                f"convert.{unused[0]} has no effect on a checkpoint that is already MLA; wanted only "
+                f"{', '.join(f'convert.{name}' for name in SETTINGS)}"
+            )
+        self.base = canonical(store)
+        self.target = in_format(self.base, chosen.format, chosen.latent_pad)
+        wanted = None if chosen.dtype == "source" else getattr(torch, chosen.dtype)
+        self.stored = DTYPES[store.dtypes["model.layers.0.self_attn.kv_a_proj_with_mqa.weight"]]
+        self.dtype = output_dtype(self.stored, chosen.format, wanted)
+        # Only the parts around attention are of use here, and there the checkpoint is Llama-shaped.
+        super().__init__(store, describe(self.base.config | {"model_type": "llama"}), recipe, device)
+
+    @property
+    def format(self) -> str:
+        return self.recipe.convert.format
+
+    def settings(self) -> dict[str, Any]:
+        return {key: value for key in SETTINGS if (value := getattr(self.recipe.convert, key)) is not None}
+
+    def plan(self) -> Plan:
+        counts = [sum(torch.Size(s).numel() for s in x.shapes.values()) for x in (self.store, self.target)]
+        floats = [cached_floats(x.config) for x in (self.store, self.target)]
+        layers = Geometry.of(self.base.config).layers
+        return Plan(
+            kv_floats_before=floats[0],
+            kv_floats_after=floats[1],
+            parameters_before=counts[0],
+            parameters_after=counts[1],
+            output_bytes=counts[1] * self.dtype.itemsize,
+            memory_bytes=4 * sum(counts) + 8 * 600 * self.spec.vocabulary,  # the comparison: both in float32
+            scratch_bytes=0,
+            facts={"mean_rank": floats[1] / layers, "width": floats[0] // layers, "layers": layers},
+        )
+
+    def check_texts(self, texts: Texts, warn: Callable[[str], None]) -> None:
+        if self.dtype != self.stored and self.recipe.convert.dtype == "source":
+            warn(f"{self.format} cannot be float16: its latents would underflow; writing {str(self.dtype)[6:]}")
+
+    def prepare(self, texts: Texts, place: Path, progress: Progress) -> dict[str, Any]:
+        made = self.store.directory / "regear.json"
+        before = read_json(made) if made.exists() else {}
+        kept = {key: before[key] for key in ("source", "format", "to", "recipe", "chosen") if key in before}
+        return {"from": kept, "added_parameters": self.plan().parameters_after - self.plan().parameters_before}
+
+    def write(self, staging: Path, progress: Progress) -> None:
+        write(self.target, staging, self.dtype, progress)
+
+    def accept(self, measured: dict[str, Any]) -> None:
+        """Refuse a result that differs by more than rounding.
+
+        Raises:
+            CheckpointError: it does.
+        """
+        limit = LARGEST_KL.get(self.dtype, 0.05)
+        if not measured["kl"] <= limit:
+            raise CheckpointError(
+                f"the re-exported model differs by {measured['kl']:.3g} nats a token, more than rounding can "
+                f"({limit}); the checkpoint is damaged, or this is a fault of regear: please report it"
+            )
+
+    def explain(self) -> tuple[list[Section], list[Plot]]:
+        return [server_facts(self.target.config)], []
+
+    def at_ratio(self, ratio: float | str) -> Any:
+        """A sweep cuts a model's own keys and values, which are gone here.
+
+        Raises:
+            IncompatibleModel: always.
+        """
+        raise IncompatibleModel("a checkpoint that is already MLA cannot be swept; give the model it was made from")
+
+
+def cached_floats(config: dict[str, Any]) -> int:
+    """Floats a token in the cache, summed over layers, by the config of any of the formats."""
+    if config["model_type"] in STRICT:
+        return int(config["num_hidden_layers"] * (config["kv_lora_rank"] + config["qk_rope_head_dim"]))
+    geometry = Geometry.of(config)
+    return sum(geometry.ranks) + geometry.layers * geometry.rope
