@@ -119,14 +119,6 @@ class Reexport(Conversion[MlaConvertRecipe]):
     def explain(self) -> tuple[list[Section], list[Plot]]:
         return [server_facts(self.target.config)], []
 
-    def at_ratio(self, ratio: float | str) -> Any:
-        """A sweep cuts a model's own keys and values, which are gone here.
-
-        Raises:
-            IncompatibleModel: always.
-        """
-        raise IncompatibleModel("a checkpoint that is already MLA cannot be swept; give the model it was made from")
-
 
 def cached_floats(config: dict[str, Any]) -> int:
     """Floats a token in the cache, summed over layers, by the config of any of the formats."""
