@@ -96,6 +96,22 @@ class _Reader:
         return [self.held[inner]]
 
 
+class Replaced:
+    """A source with a replacement in its place, as a checkpoint to read: new tensors as they come, the others as stored.
+
+    It has a config, shapes and tensors, which is all that another format is written from; nothing is rounded on the way.
+    """
+
+    def __init__(self, store: Store, spec: SourceSpec, replacement: Replacement) -> None:
+        self.config: dict[str, Any] = replacement.config("float32").to_dict()
+        self.shapes = {name: shape for name, (_, shape) in _layout(store, spec, replacement, torch.float32).items()}
+        self.pieces = _Reader(store, replacement).__call__
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor."""
+        return torch.cat(list(self.pieces(name)))
+
+
 def _split(name: str) -> tuple[int | None, str]:
     """`model.layers.3.mlp.up_proj.weight` → (3, "mlp.up_proj.weight"); outside the layers the number is None."""
     if not name.startswith("model.layers."):
