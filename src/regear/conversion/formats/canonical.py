@@ -50,7 +50,7 @@ class Geometry:
             intermediate=config["intermediate_size"],
             vocabulary=config["vocab_size"],
             heads=config["num_attention_heads"],
-            head_dim=config["head_dim"],
+            head_dim=source_head_dim(config),
             nope=config["nope_dim"],
             rope=config["rope_dim"],
             value=config["value_dim"],
@@ -58,7 +58,7 @@ class Geometry:
             eps=config["rms_norm_eps"],
             norm_eps=config.get("latent_norm_eps", NEUTRAL_EPS),
             tied=bool(config.get("tie_word_embeddings")),
-            softmax_scale=config.get("softmax_scale") or config["head_dim"] ** -0.5,
+            softmax_scale=config.get("softmax_scale") or source_head_dim(config) ** -0.5,
         )
 
     def tensors(self) -> dict[str, Shape]:
@@ -84,6 +84,11 @@ class Geometry:
             "input_layernorm.weight": (self.hidden,),
             "post_attention_layernorm.weight": (self.hidden,),
         }
+
+
+def source_head_dim(config: dict[str, Any]) -> int:
+    """The width of the original model's heads; a decoupled config's `head_dim` is what servers attend at."""
+    return int(config.get("source_head_dim") or config["head_dim"])
 
 
 def layer_of(name: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from regear.conversion.formats.strict import STRICT
 from regear.core.report import Section
 
-AS_READ = "read in the sources of vLLM 0.33, SGLang 0.5.23 and transformers 5.23 (2026)"
+AS_READ = "read in the sources of vLLM 0.32 and 0.33, SGLang 0.5.23 and transformers 5.23 (2026)"
 STOCK = (
     "Load it with stock transformers (5.15 or newer, so that the cache holds latents){servers}; no code of its own is "
     "needed. Serve it in bfloat16 or float32: in float16 its latents underflow. Do not train it in this form: convert "
@@ -20,6 +20,9 @@ LOADING = {
     "deepseek_v3": STOCK.format(servers=", vLLM or SGLang"),
     "youtu": STOCK.format(servers=""),
 }
+SGLANG_OWN = ["SGLang", "no: it serves MLA of the models it knows only"]
+# What vLLM's MLA kernels have in common; Triton's takes no more than these either.
+SERVED = (320, 512, 576)
 
 
 def server_facts(config: dict[str, Any]) -> Section:
@@ -32,7 +35,10 @@ def server_facts(config: dict[str, Any]) -> Section:
         ["tensor parallelism", _parallel(config)],
         *kernels(config, ranks, rope),
     ]
-    note = f"Widths of a layer: latent {_span(ranks)}, shared rotated key {rope}. Engines and kernels as {AS_READ}."
+    note = (
+        f"Widths of a layer: latent {_span(ranks)}, shared rotated key {rope}. Engines and kernels as {AS_READ}. Where "
+        "no MLA kernel takes the width, vLLM serves with VLLM_MLA_DISABLE=1, and whole keys and values in its cache."
+    )
     return Section("For servers", ["", ""], rows, note)
 
 
@@ -56,43 +62,42 @@ def _parallel(config: dict[str, Any]) -> str:
 
 def kernels(config: dict[str, Any], ranks: list[int], rope: int) -> list[list[str]]:
     """Engine and kernel against what becomes of this checkpoint there."""
-    if config["model_type"] == "regear_mla":
-        return _own_rows(config, ranks)
-    rank, heads, nope = ranks[0], config["num_attention_heads"], config["qk_nope_head_dim"]
-    scaled = (config.get("rope_parameters") or {}).get("rope_type", "default") != "default"
-    rows = [["transformers, any kernel", "yes"]]
-    backend = "vLLM, `--model-impl transformers`"
-    if config["model_type"] == "youtu":
-        return [*rows, [backend, "yes, with the kernels below"], *_widths(rank, rope, heads, nope)]
-    if scaled:
-        wrong = "no: it computes this RoPE scaling as YaRN, which is another function"
+    own = config["model_type"] == "regear_mla"
+    rows = [["transformers" + (", `trust_remote_code=True`" if own else ""), "yes"]]
+    backend = "vLLM, `--model-impl transformers`" + (" `--trust-remote-code`" if own else "")
+    if own and (not rope or len(set(ranks)) > 1):
+        why = "keys turn after they are rebuilt" if not rope else "its MLA kernels take one width for all layers"
+        return [*rows, [backend, f"yes, but with whole keys and values in its cache: {why}"], SGLANG_OWN]
+    if own:
         return [
             *rows,
-            ["vLLM, own model", wrong],
-            ["SGLang", wrong],
-            [backend, "yes"],
-            *_widths(rank, rope, heads, nope),
+            [backend, "yes, from latents, with the kernels below"],
+            SGLANG_OWN,
+            *_widths(config, ranks[0], rope),
         ]
-    return [*rows, ["vLLM, own model", "yes"], ["SGLang, Triton kernel", "yes"], *_widths(rank, rope, heads, nope)]
+    if config["model_type"] == "youtu":
+        return [*rows, [backend, "yes, from latents, with the kernels below"], *_widths(config, ranks[0], rope)]
+    scaled = (config.get("rope_parameters") or {}).get("rope_type", "default") != "default"
+    natively = "no: it computes this RoPE scaling as YaRN, which is another function" if scaled else "yes"
+    rows += [["vLLM, its own deepseek_v3", natively], [backend, "yes"], ["SGLang, Triton kernel", natively]]
+    return [*rows, *_widths(config, ranks[0], rope)]
 
 
-def _widths(rank: int, rope: int, heads: int, nope: int) -> list[list[str]]:
+def _widths(config: dict[str, Any], rank: int, rope: int) -> list[list[str]]:
+    heads, nope = config["num_attention_heads"], config["qk_nope_head_dim"]
+    fast = (rank, rope) == (512, 64)
     takes = {
-        "vLLM Triton MLA (any width; 16-bit)": True,
-        "vLLM FlashAttention MLA and CPU MLA (latent + rotated = 576)": rank + rope == 576,
-        "FlashMLA (512 + 64)": (rank, rope) == (512, 64),
-        "CUTLASS MLA (512 + 64, at most 128 heads)": (rank, rope) == (512, 64) and heads <= 128,
-        "FlashInfer MLA (256 or 512 + 64; 64, 128 or 192 unrotated)": rank in (256, 512)
+        "vLLM, Triton MLA (latent + rotated = 320, 512 or 576; 16-bit)": rank + rope in SERVED,
+        "vLLM, FlashAttention MLA and CPU MLA (latent + rotated = 576)": rank + rope == 576,
+        "FlashMLA (512 + 64)": fast,
+        "CUTLASS MLA (512 + 64, at most 128 heads)": fast and heads <= 128,
+        "FlashInfer MLA (256 or 512, + 64; 64, 128 or 192 unrotated)": rank in (256, 512)
         and rope == 64
         and nope in (64, 128, 192),
     }
-    return [[name, "yes" if there else f"no: here {rank} + {rope}"] for name, there in takes.items()]
+    return [[name, "yes" if there else f"no: here {rank} + {rope}{_pad(rank, rope)}"] for name, there in takes.items()]
 
 
-def _own_rows(config: dict[str, Any], ranks: list[int]) -> list[list[str]]:
-    rows = [["transformers, `trust_remote_code=True`", "yes"], ["SGLang", "no: it serves MLA of its own models only"]]
-    if config.get("rope_mode") != "decoupled":
-        return [*rows, ["vLLM", "no: keys are rebuilt from the latents and rotated at every step"]]
-    if len(set(ranks)) > 1:
-        return [*rows, ["vLLM", "no: it takes one latent width for all layers; pad with convert.latent_pad"]]
-    return [*rows, ["vLLM, `--model-impl transformers`", "yes: its MLA kernels take the place of this layer's"]]
+def _pad(rank: int, rope: int) -> str:
+    wider = [total - rope for total in SERVED if total >= rank + rope]
+    return f"; `convert.latent_pad={wider[-1]}` makes it 576" if wider and rank + rope < 576 else ""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from regear.conversion.base import Conversion, Plan, Progress, Texts
-from regear.conversion.formats.canonical import Geometry
+from regear.conversion.formats.canonical import Geometry, source_head_dim
 from regear.conversion.formats.facts import server_facts
 from regear.conversion.formats.strict import STRICT, unfolded
 from regear.conversion.formats.view import Checkpoint
@@ -66,7 +66,8 @@ class Reexport(Conversion[MlaConvertRecipe]):
         self.stored = DTYPES[store.dtypes["model.layers.0.self_attn.kv_a_proj_with_mqa.weight"]]
         self.dtype = output_dtype(self.stored, chosen.format, wanted)
         # Only the parts around attention are of use here, and there the checkpoint is Llama-shaped.
-        super().__init__(store, describe(self.base.config | {"model_type": "llama"}), recipe, device)
+        around = {"model_type": "llama", "head_dim": source_head_dim(self.base.config)}
+        super().__init__(store, describe(self.base.config | around), recipe, device)
 
     @property
     def format(self) -> str:

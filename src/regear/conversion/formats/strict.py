@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from regear.conversion.formats import fold
-from regear.conversion.formats.canonical import NEUTRAL_EPS, Geometry, layer_of, padded, require
+from regear.conversion.formats.canonical import NEUTRAL_EPS, Geometry, layer_of, padded, require, source_head_dim
 from regear.conversion.formats.view import Checkpoint, Entry, View
 from regear.core.errors import CheckpointError, IncompatibleModel
 
@@ -19,7 +19,6 @@ KEPT = ("max_position_embeddings", "initializer_range", "hidden_act", "attention
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What a strict config cannot say of the canonical one.
 INVERSE = (
-    "head_dim",
     "softmax_scale",
     "rms_norm_eps",
     "tie_word_embeddings",
@@ -75,10 +74,10 @@ def rope_base(config: dict[str, Any]) -> float | None:
     """
     rows, theta = config["rope_pairs"], float(config["rope_parameters"]["rope_theta"])
     first = list(rows[0])
-    step = first[1] if len(first) > 1 else config["head_dim"] // config["rope_dim"]
+    step = first[1] if len(first) > 1 else source_head_dim(config) // config["rope_dim"]
     if step < 1 or any(list(row) != [step * i for i in range(len(first))] for row in rows):
         return None
-    share = step * config["rope_dim"] / config["head_dim"]
+    share = step * config["rope_dim"] / source_head_dim(config)
     return theta if share == 1 else float(theta**share)
 
 
@@ -155,7 +154,8 @@ def _config(config: dict[str, Any], source: Geometry, geometry: Geometry, name: 
         "rope_interleave": True,
         "attention_bias": False,
         "tie_word_embeddings": keeps_tied(geometry, name),
-        "regear": {key: config.get(key) for key in INVERSE} | {"latent_ranks": [[rank] * 3 for rank in source.ranks]},
+        "regear": {key: config.get(key) for key in INVERSE}
+        | {"source_head_dim": source.head_dim, "latent_ranks": [[rank] * 3 for rank in source.ranks]},
     }
     if name == "deepseek_v3":
         mixture = {"first_k_dense_replace": geometry.layers, "moe_intermediate_size": geometry.intermediate}

@@ -22,6 +22,8 @@ Shape letters: B batch, S new tokens, T cached and new tokens, H query heads, G 
 N and P the parts of a head without and with rotation, V value width, R latent width.
 """
 
+import copy
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -47,8 +49,9 @@ class RegearMlaConfig(LlamaConfig):
     """A Llama-shaped config whose `latent_ranks` gives `[r, r_k, r_v]` for every layer.
 
     With `rope_mode: decoupled`, heads have `nope_dim` + `rope_dim` query and `value_dim` value floats, `rope_pairs`
-    names for every layer the RoPE frequencies (of a head of `head_dim`) that its shared key turns with, `softmax_scale`
-    is that of `head_dim` unless given, and `qk_norm` means a norm on queries only.
+    names for every layer the RoPE frequencies (of a head of `source_head_dim`) that its shared key turns with,
+    `softmax_scale` is that of `source_head_dim` unless given, and `qk_norm` means a norm on queries only. `head_dim` is
+    then the width at which servers attend: latent and rotated floats together, or a whole head for unequal ranks.
     """
 
     model_type = "regear_mla"
@@ -60,6 +63,7 @@ class RegearMlaConfig(LlamaConfig):
     o_bias: bool = False
     qk_norm: bool = False
     rope_mode: str = "exact"
+    source_head_dim: int | None = None
     rope_dim: int | None = None
     rope_pairs: list | None = None
     nope_dim: int | None = None
@@ -71,9 +75,14 @@ class RegearMlaConfig(LlamaConfig):
         super().__post_init__(**kwargs)
         if self.rope_mode == "decoupled" and self.latent_ranks is not None:
             self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim = self.nope_dim, self.rope_dim, self.value_dim
-            if len({rank for rank, _, _ in self.latent_ranks}) == 1:
-                # By this name servers know the form, and they hold one width for the model: none for unequal ranks.
+            self.source_head_dim = self.source_head_dim or self.head_dim
+            # Servers size their attention by these: latents under MLA's name, and one width for the model. There is
+            # none for unequal ranks, which are served expanded.
+            if len({rank for rank, _, _ in self.latent_ranks}) == 1 and self.rope_dim:
                 self.kv_lora_rank, self.q_lora_rank = self.latent_ranks[0][0], None
+                self.head_dim = self.kv_lora_rank + self.rope_dim
+            elif self.nope_dim and self.rope_dim:
+                self.head_dim = self.nope_dim + self.rope_dim
 
     def validate_architecture(self):
         """Heads may be of any width; every layer needs its ranks and, decoupled, its frequencies."""
@@ -101,8 +110,8 @@ class RegearMlaConfig(LlamaConfig):
         pairs = self.rope_pairs or []
         if len(pairs) != self.num_hidden_layers or any(len(row) != self.rope_dim // 2 for row in pairs):
             raise ValueError("rope_pairs must list rope_dim / 2 frequencies for each layer")
-        if not all(0 <= pair < self.head_dim // 2 for row in pairs for pair in row):
-            raise ValueError(f"rope_pairs must name frequencies below {self.head_dim // 2}")
+        if not all(0 <= pair < self.source_head_dim // 2 for row in pairs for pair in row):
+            raise ValueError(f"rope_pairs must name frequencies below {self.source_head_dim // 2}")
 
 
 def rotate(x_BNTD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -214,13 +223,13 @@ class RegearMlaDecoupledAttention(LatentAttention):
         self.rank, heads = config.latent_ranks[layer_idx][0], config.num_attention_heads
         self.nope_dim, self.rope_dim, self.value_dim = config.nope_dim, config.rope_dim, config.value_dim
         self.rope_pairs, self.num_key_value_groups = config.rope_pairs[layer_idx], 1
-        self.scaling = config.softmax_scale or config.head_dim**-0.5
+        self.scaling = config.softmax_scale or config.source_head_dim**-0.5
         query_dim = config.nope_dim + config.rope_dim
-        projected = config.head_dim if config.qk_norm else query_dim
+        projected = config.source_head_dim if config.qk_norm else query_dim
         self.q_proj = nn.Linear(config.hidden_size, heads * projected, bias=config.q_bias)
         if config.qk_norm:
-            self.q_norm_weight = nn.Parameter(torch.ones(config.head_dim))
-            self.q_up = nn.Parameter(torch.zeros(heads, query_dim, config.head_dim))
+            self.q_norm_weight = nn.Parameter(torch.ones(config.source_head_dim))
+            self.q_up = nn.Parameter(torch.zeros(heads, query_dim, config.source_head_dim))
         self.kv_a_proj_with_mqa = nn.Linear(config.hidden_size, self.rank + self.rope_dim, bias=config.kv_bias)
         self.kv_a_layernorm = LlamaRMSNorm(self.rank, eps=config.latent_norm_eps)
         self.kv_b_proj = nn.Linear(self.rank, heads * (self.nope_dim + self.value_dim), bias=False)
@@ -265,7 +274,7 @@ class RegearMlaDecoupledAttention(LatentAttention):
 
     def rotated_queries(self, flat: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """[B, S, H * width] → [B, H, S, N + P], the last P rotated."""
-        width = self.config.head_dim if self.config.qk_norm else self.nope_dim + self.rope_dim
+        width = self.config.source_head_dim if self.config.qk_norm else self.nope_dim + self.rope_dim
         query_BSHD = flat.unflatten(-1, (-1, width))  # a server may give this process some of the heads only
         if self.config.qk_norm:
             query_BSHD = nn.functional.rms_norm(query_BSHD, (width,), self.q_norm_weight, self.config.rms_norm_eps)
@@ -354,7 +363,7 @@ class RegearMlaPreTrainedModel(LlamaPreTrainedModel):
             init.constant_(module.weight, self.config.latent_norm_eps**0.5)
         if isinstance(module, RegearMlaDecoupledAttention) and module.config.qk_norm:
             init.ones_(module.q_norm_weight)
-            init.normal_(module.q_up, std=module.config.head_dim**-0.5)
+            init.normal_(module.q_up, std=module.config.source_head_dim**-0.5)
 
 
 class RegearMlaModel(RegearMlaPreTrainedModel, LlamaModel):
@@ -366,7 +375,9 @@ class RegearMlaModel(RegearMlaPreTrainedModel, LlamaModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(RegearMlaDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        angles = copy.copy(config)
+        angles.head_dim = config.source_head_dim or config.head_dim
+        self.rotary_emb = LlamaRotaryEmbedding(angles)
         self.gradient_checkpointing = False
         self._can_compile_fullgraph = config.rope_mode == "decoupled"
         self.post_init()
