@@ -219,7 +219,7 @@ def test_bad_models_are_refused_in_one_line_and_leave_nothing(how, error, messag
         (["convert.preset=carre"], "did you mean 'care'"),
         (["convert.value_weight=0.1"], "value_weight belongs to factor=attention"),
         (["convert.allocate=curvature", "convert.factor=care"], "needs factor=fisher"),
-        (["convert.rope=decoupled"], "convert.rope"),
+        (["convert.rope=half"], "convert.rope"),
         (["kv_ratio"], "wanted key=value"),
         (["convert.align=0"], "convert.align"),
     ],

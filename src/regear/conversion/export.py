@@ -18,6 +18,8 @@ from regear.models.store import Store, plan_shards, shard_names, write_index
 from regear.models.tensorfile import DTYPES, Layout, write_tensors
 
 MODULE = "modeling_regear_mla"
+CLASSES = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+AUTO_MAP = {auto: f"{MODULE}.RegearMla{kind}" for auto, kind in CLASSES.items()}
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,9 @@ class _Reader:
 
 
 class Replaced:
-    """A source with a replacement in its place, as a checkpoint to read: new tensors as they come, the others as stored.
+    """A source with a replacement in its place, as a checkpoint to read: new tensors as made, the others as stored.
 
-    It has a config, shapes and tensors, which is all that another format is written from; nothing is rounded on the way.
+    It has a config, shapes and tensors, which is all that another format is written from; nothing is rounded.
     """
 
     def __init__(self, store: Store, spec: SourceSpec, replacement: Replacement) -> None:
@@ -161,7 +163,7 @@ def exact_config(store: Store, spec: SourceSpec, ranks: Sequence[Sequence[int]],
     return make(
         **{key: source[key] for key in (*kept, *tokens) if source.get(key) is not None},
         architectures=["RegearMlaForCausalLM"],
-        auto_map={"AutoConfig": f"{MODULE}.RegearMlaConfig", "AutoModelForCausalLM": f"{MODULE}.RegearMlaForCausalLM"},
+        auto_map=AUTO_MAP,
         vocab_size=spec.vocabulary,
         hidden_size=spec.hidden,
         intermediate_size=spec.intermediate,

@@ -3,6 +3,7 @@
 The way back, from a strict export to `regear_mla`, is what healing starts from: strict weights are too small to train.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from regear.conversion.formats.facts import server_facts
 from regear.conversion.formats.strict import STRICT, unfolded
 from regear.conversion.formats.view import Checkpoint
 from regear.conversion.formats.write import in_format, output_dtype, write
+from regear.conversion.head import BLOCK, CHUNK_BYTES, CHUNK_ENTRIES
+from regear.conversion.layers import BATCH_TOKENS
 from regear.conversion.recipes import MlaConvertRecipe
+from regear.conversion.sizing import BASE_BYTES
 from regear.core.errors import CheckpointError, IncompatibleModel, RecipeError
 from regear.core.files import read_json
 from regear.core.report import Plot, Section
 from regear.models.families import describe
-from regear.models.store import DTYPES, Store
+from regear.models.store import Store
+from regear.models.tensorfile import DTYPES
 
 SETTINGS = ("format", "latent_pad", "dtype")
 # What rounding every weight once more may change; a larger change is a fault, not noise. In nats a token.
@@ -79,16 +84,21 @@ class Reexport(Conversion[MlaConvertRecipe]):
     def plan(self) -> Plan:
         counts = [sum(torch.Size(s).numel() for s in x.shapes.values()) for x in (self.store, self.target)]
         floats = [cached_floats(x.config) for x in (self.store, self.target)]
-        layers = Geometry.of(self.base.config).layers
+        geometry = Geometry.of(self.base.config)
         return Plan(
             kv_floats_before=floats[0],
             kv_floats_after=floats[1],
             parameters_before=counts[0],
             parameters_after=counts[1],
             output_bytes=counts[1] * self.dtype.itemsize,
-            memory_bytes=4 * sum(counts) + 8 * 600 * self.spec.vocabulary,  # the comparison: both in float32
+            memory_bytes=_memory(geometry, self.recipe.evaluation.tokens),
             scratch_bytes=0,
-            facts={"mean_rank": floats[1] / layers, "width": floats[0] // layers, "layers": layers},
+            cache_bytes=0,
+            facts={
+                "mean_rank": floats[1] / geometry.layers,
+                "width": floats[0] // geometry.layers,
+                "layers": geometry.layers,
+            },
         )
 
     def check_texts(self, texts: Texts, warn: Callable[[str], None]) -> None:
@@ -119,6 +129,16 @@ class Reexport(Conversion[MlaConvertRecipe]):
 
     def explain(self) -> tuple[list[Section], list[Plot]]:
         return [server_facts(self.target.config)], []
+
+
+def _memory(geometry: Geometry, tokens: int) -> int:
+    """Resident bytes at the peak, about: one layer in float32 twice, its activations, states to compare, logits."""
+    shapes = geometry.tensors()
+    layer = max(sum(math.prod(s) for n, s in shapes.items() if f".layers.{i}." in n) for i in range(geometry.layers))
+    queries = geometry.heads * (geometry.nope + geometry.rope)
+    batch = BATCH_TOKENS * (4 * geometry.intermediate + 8 * geometry.hidden + 4 * queries)
+    logits = 2 * CHUNK_BYTES + 4 * 8 * BLOCK * CHUNK_ENTRIES
+    return BASE_BYTES + 4 * (2 * layer + batch + 3 * tokens * geometry.hidden) + logits
 
 
 def cached_floats(config: dict[str, Any]) -> int:

@@ -101,7 +101,7 @@ def folded(checkpoint: Checkpoint, name: str, pad: int | None = None) -> View:
     geometry = Geometry.of(even.config)
     entries = {key: _fold(geometry, key, shape) for key, shape in geometry.tensors().items()}
     if geometry.tied and not keeps_tied(geometry, name):
-        entries[HEAD] = Entry((geometry.vocabulary, geometry.hidden), (EMBED,), torch.clone)
+        entries[HEAD] = Entry((geometry.vocabulary, geometry.hidden), (EMBED,))
     return View(even, _config(checkpoint.config, source, geometry, name), entries)
 
 
@@ -121,7 +121,7 @@ def _fold(geometry: Geometry, name: str, shape: tuple[int, ...]) -> Entry:
     if part == "kv_a_layernorm.weight":
         return Entry(shape, (), lambda: torch.full(shape, fold.NORM_GAIN))
     if name.endswith(RESIDUAL) and geometry.eps != fold.NORM_EPS:
-        return Entry(shape, (name,), partial(torch.mul, other=residual_scale(geometry.eps)))
+        return Entry(shape, (name,), partial(torch.mul, other=residual_scale(geometry.eps)), True)
     return Entry(shape, (name,))
 
 
@@ -182,7 +182,8 @@ def unfolded(checkpoint: Checkpoint) -> View:
     require(there, wanted)
     entries = {name: _unfold(geometry, name, shape) for name, shape in geometry.tensors().items()}
     if geometry.tied and not tied:
-        entries[EMBED] = Entry(wanted[EMBED], (HEAD, EMBED), partial(_retie, scale=residual_scale(geometry.eps)))
+        retie = partial(_retie, scale=residual_scale(geometry.eps))
+        entries[EMBED] = Entry(wanted[EMBED], (HEAD, EMBED), retie, by_rows=True)
     return View(checkpoint, config, entries)
 
 
@@ -220,7 +221,7 @@ def _unfold(geometry: Geometry, name: str, shape: tuple[int, ...]) -> Entry:
         rank = geometry.ranks[layer_of(name)]
         return Entry(shape, (name,), lambda weight: weight[:, :rank])
     if name.endswith(RESIDUAL) and geometry.eps != fold.NORM_EPS:
-        return Entry(shape, (name,), partial(torch.mul, other=1 / residual_scale(geometry.eps)))
+        return Entry(shape, (name,), partial(torch.mul, other=1 / residual_scale(geometry.eps)), True)
     return Entry(shape, (name,))
 
 

@@ -8,15 +8,14 @@ import torch
 from transformers import AutoConfig
 
 from regear.conversion.base import Progress
+from regear.conversion.export import AUTO_MAP, MODULE
 from regear.conversion.formats.canonical import padded
 from regear.conversion.formats.strict import STRICT, folded
 from regear.conversion.formats.view import Checkpoint
 from regear.core.errors import IncompatibleModel, writing
 from regear.models.mla import modeling_regear_mla as modeling
-from regear.models.store import plan_shards, shard_names, write_index, write_shard
-
-MODULE = "modeling_regear_mla"
-CLASSES = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+from regear.models.store import plan_shards, shard_names, write_index
+from regear.models.tensorfile import write_tensors
 
 
 def in_format(checkpoint: Checkpoint, name: str, pad: int | None = None) -> Checkpoint:
@@ -58,7 +57,8 @@ def write(checkpoint: Checkpoint, staging: Path, dtype: torch.dtype, progress: P
     names = shard_names(len(shards))
     for number, (file, members) in enumerate(zip(names, shards, strict=True), 1):
         if not (staging / file).exists():
-            write_shard(staging / file, {name: checkpoint.read(name).to(dtype) for name in members})
+            layout = {name: (dtype, checkpoint.shapes[name]) for name in members}
+            write_tensors(staging / file, layout, checkpoint.pieces)
         progress("write", number, len(shards))
     write_index(staging, dict(zip(names, shards, strict=True)), sum(sizes.values()))
     with writing(staging / "config.json"):
@@ -72,6 +72,5 @@ def _config(values: dict[str, Any], dtype: torch.dtype) -> Any:
     """A config of transformers' own class, so that what it says is what will be read."""
     values = values | {"dtype": str(dtype).removeprefix("torch.")}
     if values["model_type"] == "regear_mla":
-        auto_map = {auto: f"{MODULE}.RegearMla{kind}" for auto, kind in CLASSES.items()}
-        values |= {"architectures": ["RegearMlaForCausalLM"], "auto_map": auto_map}
+        values |= {"architectures": ["RegearMlaForCausalLM"], "auto_map": AUTO_MAP}
     return AutoConfig.for_model(**values)

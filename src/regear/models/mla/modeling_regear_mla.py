@@ -120,6 +120,15 @@ def rotate(x_BNTD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> t
     return x_BNTD * cos.unsqueeze(1) + rotate_half(x_BNTD) * sin.unsqueeze(1)
 
 
+class RegearMlaRotaryEmbedding(LlamaRotaryEmbedding):
+    """The angles of the source's heads, whatever width servers attend at."""
+
+    def __init__(self, config: RegearMlaConfig) -> None:
+        source = copy.copy(config)
+        source.head_dim = config.source_head_dim or config.head_dim
+        super().__init__(source)
+
+
 class LatentAttention(nn.Module):
     """What both forms are to transformers: the modules whose attention weights can be recorded."""
 
@@ -375,9 +384,7 @@ class RegearMlaModel(RegearMlaPreTrainedModel, LlamaModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(RegearMlaDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        angles = copy.copy(config)
-        angles.head_dim = config.source_head_dim or config.head_dim
-        self.rotary_emb = LlamaRotaryEmbedding(angles)
+        self.rotary_emb = RegearMlaRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self._can_compile_fullgraph = config.rope_mode == "decoupled"
         self.post_init()
