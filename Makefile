@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
 
-.PHONY: setup demo test slow lint bench wheel clean
+.PHONY: setup demo test slow engines lint bench wheel clean
 
 setup: $(READY)
 
@@ -22,6 +23,16 @@ test: setup
 
 slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+# vLLM pins other versions, so it has an environment of its own (3.5 GB). Its optional media packages break the import.
+$(VLLM)/.ready: tests/engines/requirements.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -q -r tests/engines/requirements.txt
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
+engines: setup $(VLLM)/.ready
+	OMP_NUM_THREADS=1 REGEAR_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m engines tests/engines
 
 lint: setup
 	$(BIN)/ruff check .
@@ -42,4 +53,4 @@ wheel: setup
 	cd build/wheel && env/bin/regear doctor && env/bin/regear ls -q && env/bin/python -c "import regear.models, regear.conversion.mla"
 
 clean:
-	rm -rf $(VENV) build dist demo demo.run
+	rm -rf $(VENV) $(VLLM) build dist demo demo.run
