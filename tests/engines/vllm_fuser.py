@@ -1,9 +1,11 @@
 """What vLLM's transformers backend makes of a checkpoint's attention: run by the engine's Python, which has no regear.
 
-Usage: python vllm_fuser.py MODEL_DIR
-The model is built without weights and every attention module is shown to vLLM's own matcher. Standard output ends with
-one JSON line: `{"uses_mla": bool, "dims": {...} or null, "layers": [{"layer", "mla", "reason", "fusers"}, ...]}`, where
-`mla` says whether the layer would be served from latents and `reason` at which of the matcher's steps it was refused.
+Usage: python vllm_fuser.py MODEL_DIR...
+Models are built without weights and every attention module is shown to vLLM's own matcher. Standard output ends with
+one JSON line: `{"models": [{"uses_mla": bool, "head_size": n, "dims": {...} or null, "layers": [{"layer", "mla",
+"reason", "fusers", "dispatches"}]}]}`. `mla` says whether the layer would be served from latents, `reason` at which of
+the matcher's steps it was refused, `dispatches` whether vLLM finds its call of the attention interface at all, and
+`head_size` is the width that vLLM's MLA kernels check.
 """
 
 import json
@@ -49,7 +51,8 @@ def refusal(module, config) -> str:
     return "" if fuser.validate(module, config) else "validate: the configuration does not ask for MLA"
 
 
-def main(path: str) -> None:
+def report(path: str) -> dict:
+    """What vLLM's backend would do with one checkpoint."""
     from vllm.model_executor.layers.attention.mla_attention import get_mla_dims
     from vllm.model_executor.models.transformers.fuser import Fusers
     from vllm.model_executor.models.transformers.fusers import AttentionFuser, MLAFuser
@@ -71,8 +74,8 @@ def main(path: str) -> None:
         )
     uses_mla = bool(config.model_config.use_mla)
     dims = vars(get_mla_dims(config.model_config)) if uses_mla else None
-    print("\n" + json.dumps({"uses_mla": uses_mla, "dims": dims, "layers": layers}), flush=True)
+    return {"uses_mla": uses_mla, "head_size": config.model_config.get_head_size(), "dims": dims, "layers": layers}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print("\n" + json.dumps({"models": [report(path) for path in sys.argv[1:]]}), flush=True)
