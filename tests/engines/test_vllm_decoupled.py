@@ -5,20 +5,20 @@ import shutil
 import pytest
 import torch
 
+import regear
 from regear.models.mla import RegearMlaConfig, RegearMlaForCausalLM, modeling_regear_mla
 from tests.engines.engine import call, greedy, serve
-from tests.tiny import byte_tokenizer
+from tests.engines.test_vllm import PLAIN_ROPE, PROMPTS, TOKENS
+from tests.tiny import byte_tokenizer, small
 
 pytestmark = pytest.mark.engines
-PROMPTS = [[10, 20, 30, 40, 50, 60, 70], [5], [i * 7 % 250 for i in range(70)]]
-TOKENS = 24
 MODULE = "modeling_regear_mla"
 FORMS = {
     "plain": {},
     "every bias": dict(q_bias=True, kv_bias=True, o_bias=True),
     "query norm": dict(qk_norm=True, kv_bias=True),
     "chosen frequencies": dict(rope_pairs=[[3 * i % 32 for i in range(32)]] * 3),
-    "unequal ranks": dict(latent_ranks=[[512] * 3, [256] * 3, [384] * 3]),
+    "unequal ranks": dict(latent_ranks=[[512] * 3, [256] * 3, [384] * 3], rms_norm_eps=1e-5),
     "a width no kernel takes": dict(latent_ranks=[[100] * 3] * 3),
 }
 LATENT = ["plain", "every bias", "query norm", "chosen frequencies"]
@@ -102,4 +102,16 @@ def test_a_width_no_kernel_takes_is_served_only_without_mla(decoupled):
     with pytest.raises(AssertionError, match="Head dimension 164 is not supported by MLA"):
         serve(place, PROMPTS, TOKENS, trust_remote_code=True)
     served = serve(place, PROMPTS, TOKENS, mla=False, trust_remote_code=True)
+    assert served["token_ids"] == greedy(place, PROMPTS, TOKENS, remote=True)
+
+
+def test_a_padded_strict_export_is_served_by_vllms_own_deepseek(decoupled, text, tmp_path):
+    """Neutral norms, a rescaled residual and padded latents: the same tokens as the checkpoint it was exported from."""
+    place = decoupled("unequal ranks")
+    (place / "LICENSE").write_text("A licence.\n")
+    words = [*small(text, 600), "convert.format=deepseek_v3", "convert.latent_pad=512"]
+    regear.convert(place, tmp_path / "strict", *words)
+    served = serve(tmp_path / "strict", PROMPTS, TOKENS, **PLAIN_ROPE)
+    assert served["backends"] == ["CPU_MLA"]
+    assert set(served["kv_width"]) == {576}
     assert served["token_ids"] == greedy(place, PROMPTS, TOKENS, remote=True)
