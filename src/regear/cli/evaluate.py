@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from regear.cli.output import Device, Json, Quiet, Seed, show, table
+from regear.cli.output import Device, Json, Quiet, Seed, grid, show, table
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +21,8 @@ def register(app: typer.Typer) -> None:
         tasks: Annotated[list[str], typer.Option(help="Multiple-choice task (repeatable): mmlu.")] = [],  # noqa: B006
         windows: Annotated[int | None, typer.Option(help="At most so many windows, evenly spread.")] = None,
         items: Annotated[int | None, typer.Option(help="At most so many items of each task.")] = None,
+        long: Annotated[bool, typer.Option("--long", help="Also perplexity by position, and planted facts.")] = False,
+        context: Annotated[int | None, typer.Option(help="Tokens of the long windows.")] = None,
         speed: Annotated[bool, typer.Option(help="Also measure tokens per second.")] = True,
         report: Annotated[Path | None, typer.Option(help="Write report.json and report.html here.")] = None,
         device: Device = "auto",
@@ -40,6 +42,8 @@ def register(app: typer.Typer) -> None:
             tasks=tasks,
             windows=windows,
             items=items,
+            long=long,
+            context=context,
             speed=speed,
             report=report,
             device=device,
@@ -70,7 +74,23 @@ def _text(result: dict[str, Any]) -> str:
             value, low, high = change["accuracy"]
             line += f", change {value:+.3f} (95 % {low:+.3f} to {high:+.3f})"
         rows.append((name, f"{line}, gold log-probability per byte {task['gold_logprob']:.4f}"))
-    return table(rows)
+    return table(rows) + (_long(result["long"]) if "long" in result else "")
+
+
+def _long(result: dict[str, Any]) -> str:
+    from regear.core.report import number
+    from regear.measure.long import sections
+
+    tables, _ = sections(result, ["this model", *(["against"] if "ratio" in result["positions"][0] else [])])
+    printed = [
+        f"{t.title}. {t.note}\n{grid(list(t.header), [list(map(number, r)) for r in _whole(t.rows)])}" for t in tables
+    ]
+    return "\n\n" + "\n\n".join(printed)
+
+
+def _whole(rows: Any) -> list[Any]:
+    """Planted facts over all depths only; a report has every depth."""
+    return [row for row in rows if not isinstance(row[0], int) or row[1] == "all"]
 
 
 def _cache(side: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from regear.core.machine import describe, peak_rss_bytes
 from regear.core.report import Plot, Report, Section
 from regear.core.stats import Interval
 from regear.measure.choice import score_choices
+from regear.measure.long import long_context
+from regear.measure.long import sections as long_sections
 from regear.measure.perplexity import score, score_pair
 from regear.measure.speed import cache_bytes, cache_size, throughput
 from regear.models.builtin import resolve
@@ -29,6 +31,8 @@ def evaluate(
     tasks: Sequence[str] = (),
     windows: int | None = None,
     items: int | None = None,
+    long: bool = False,
+    context: int | None = None,
     speed: bool = True,
     report: Path | None = None,
     device: str = "auto",
@@ -45,6 +49,8 @@ def evaluate(
         tasks: names of multiple-choice tasks.
         windows: at most so many windows, evenly spread (all by default).
         items: at most so many items of each task, evenly spread (all by default).
+        long: also perplexity by position, and planted facts asked for over long texts.
+        context: tokens of the long windows; by default the models' limit, or what the text holds.
         speed: also measure tokens per second.
         report: a directory for `report.json` and `report.html`.
         seed: of the bootstrap.
@@ -56,10 +62,13 @@ def evaluate(
             raise RecipeError(f"found {name}={value}; wanted at least 1")
     if against_kv is not None and against is None:
         raise RecipeError(f"found against_kv={against_kv} and no other model; name one with against")
+    if context is not None and not long:
+        raise RecipeError(f"found context={context} without long; it says how long the long windows are")
     kinds = (kv, against_kv)
     for kind in kinds:
         check_kind(kind)
-    chosen = windows_of(read_documents(text, "evaluation"))
+    documents = read_documents(text, "evaluation")
+    chosen = windows_of(documents)
     if windows is not None:
         chosen = spread(chosen, windows)
     questions = {name: load_task(name) for name in tasks}
@@ -73,6 +82,19 @@ def evaluate(
         result["tasks"] = {
             name: _score_task(models, tokenizers, _few(found, items), kinds, seed) for name, found in questions.items()
         }
+    if long:
+        if against is not None and not _same_tokens(tokenizers, chosen):
+            raise RecipeError("the two models have different tokenizers; positions only compare with the same one")
+        result["long"] = long_context(
+            models,
+            tokenizers[0],
+            documents,
+            kinds=kinds[: len(models)],
+            context=context,
+            windows=windows,
+            items=items,
+            seed=seed,
+        )
     result |= _cache(models[0], kv)
     rates = throughput(models, kinds[: len(models)]) if speed else []
     if rates:
@@ -180,4 +202,7 @@ def write_report(result: dict[str, Any], directory: Path) -> None:
         keys = ("items", "chance", "accuracy", "accuracy_per_byte", "gold_logprob")
         base = task.get("against")
         sections.append(Section(name, header, [[k, task[k], *([base[k]] if base else [])] for k in keys]))
+    if "long" in result:
+        tables, curves = long_sections(result["long"], header[1:])
+        sections, plots = sections + tables, plots + curves
     Report(f"Evaluation of {result['model']}", sections, plots).write(directory / "report.html")

@@ -6,6 +6,8 @@ import torch
 
 from regear.models.kvcache import kv_cache, parts
 
+CHUNK = 512  # tokens of a long text at a time, which bounds the table of logits
+
 
 def logits_of(
     model: Any, tokens: torch.Tensor, kv: str | None = None, *, mask: torch.Tensor | None = None, keep: int = 0
@@ -37,3 +39,10 @@ def logits_of(
         if wanted > 0:
             found.append(output.logits)
     return torch.cat(found, dim=1)
+
+
+def fill(model: Any, tokens: torch.Tensor, cache: Any, kv: str | None) -> torch.Tensor:
+    """Read tokens [1, T] into a cache of kind `kv`; the logits after the last one, float32 [1, V]."""
+    for part in parts(tokens.shape[1], kv, CHUNK):
+        output = model(input_ids=tokens[:, part], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return output.logits[0].float()

@@ -193,14 +193,16 @@ def kv_cache(config: Any, kind: str | None) -> Cache:
     return Cache(layers=[StoredLayer(KINDS[kind], latent=latent) for _ in plain.layers])
 
 
-def parts(length: int, kind: str | None) -> list[slice]:
+def parts(length: int, kind: str | None, chunk: int | None = None) -> list[slice]:
     """How to feed a text so that every query reads what it would read in decoding: one block at a time for integers.
 
-    A query then finds the earlier blocks packed, and its own block in 16 bits up to itself.
+    A query then finds the earlier blocks packed, and its own block in 16 bits up to itself. Other kinds take
+    `chunk` tokens at a time, or all at once.
     """
     if kind is None or KINDS[kind] == 16:
-        return [slice(0, length)]
-    starts = [0, *range(FIRST + BLOCK, length, BLOCK)]
+        starts = list(range(0, length, chunk or length))
+    else:
+        starts = [0, *range(FIRST + BLOCK, length, BLOCK)]
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], length], strict=True)]
 
 
