@@ -95,7 +95,7 @@ class Copier:
         before, _, question = text.rpartition("\n\n")
         head, found, _ = question.partition(" is")
         place = before.find(head + found) + len(question)
-        if not found or self.wrong:
+        if not before or not found or self.wrong:
             return 0
         return self.tokenizer(before[place])["input_ids"][0]
 
