@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Cache, Gemma2Config
+from transformers import Cache, DeepseekV3Config, DeepseekV3ForCausalLM, Gemma2Config
 from transformers.cache_utils import DynamicLayer
 
 import regear
@@ -12,6 +12,21 @@ from regear.models.kvcache import BLOCK, FIRST, StoredLayer, kv_cache, parts
 from regear.models.load import load_model
 from regear.ops.kvquant import dequantise, group_width, quantise, spread_out
 from tests.tiny import small
+
+DEEPSEEK = dict(
+    vocab_size=260,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    q_lora_rank=None,
+    kv_lora_rank=24,
+    qk_rope_head_dim=8,
+    qk_nope_head_dim=12,
+    v_head_dim=12,
+    first_k_dense_replace=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +105,24 @@ def test_blocks_read_what_decoding_reads(name, kind, tiny, latent):
     plain, _ = feed(model, ids, None, [])
     # Not to the last bit: float noise moves a number across the border between two codes now and then.
     assert (one_by_one - in_blocks).abs().mean() < 0.1 * (in_blocks - plain).abs().mean()
+
+
+@torch.no_grad()
+def test_stock_mla_models_store_latents_and_rotated_keys_along_channels():
+    """A strict export is a stock DeepSeek model: latents where keys lie, rotated keys where values lie."""
+    torch.manual_seed(0)
+    model = DeepseekV3ForCausalLM(DeepseekV3Config(**DEEPSEEK)).eval()
+    ids = tokens(300)
+    plain = model(input_ids=ids).logits
+    errors = []
+    for kind in ("int8", "int4"):
+        found, cache = feed(model, ids, kind, [part.stop for part in parts(300, kind)][:-1])
+        errors.append(float((found - plain).square().mean() / plain.square().mean()))
+        assert [shelf.by_channel for shelf in cache.layers[0].shelves] == [True, True]
+        assert [shelf.width for shelf in cache.layers[0].shelves] == [24, 8]
+    assert errors[0] < 1e-3
+    assert errors[0] < errors[1] < 0.1
+    assert cache_bytes(model)["int8"] == 2 * 32 * (1 + 4 / BLOCK)
 
 
 def test_more_bits_are_closer(tiny, latent):
