@@ -98,3 +98,19 @@ def test_default_conversion_meets_its_quality(tmp_path, smollm2):
     """The whole default conversion: within 5 % of the original's perplexity at half the cache."""
     result = regear.convert("smollm2-135m-instruct", tmp_path / "out", to="mla")
     assert result["perplexity"]["ratio_ci"][1] < 1.05
+
+
+def test_few_bits_in_the_cache_cost_little(smollm2):
+    """What a weak scheme would lose: 4 bits along tokens give a KL of 0.1 on a real model's keys."""
+    fixed = {"against": smollm2, "windows": 1, "speed": False}
+    kl = {kind: regear.eval(smollm2, kv=kind, **fixed)["against"]["kl"] for kind in ("int8", "int4")}
+    assert kl["int8"] < 1e-3
+    assert kl["int8"] < kl["int4"] < 0.02
+
+
+@pytest.mark.slow
+def test_planted_facts_are_found(smollm2):
+    result = regear.eval(smollm2, long=True, context=512, windows=4, items=20, speed=False)["long"]
+    whole = {row["length"]: row for row in result["needle"] if row["depth"] is None}
+    assert whole[512]["accuracy"] > 0.6 > 2 * whole[512]["chance"]
+    assert result["positions"][-1]["perplexity"] < result["positions"][0]["perplexity"]

@@ -13,7 +13,7 @@ from regear.measure.speed import cache_size, decode_seconds, filled_cache
 from regear.models.load import load_model, load_tokenizer
 from regear.tasks.choice import ChoiceItem
 from regear.tasks.text import Window
-from tests.tiny import byte_tokenizer, make_model, make_text
+from tests.tiny import byte_tokenizer, make_model, make_text, small
 
 
 @pytest.fixture
@@ -74,6 +74,36 @@ def test_choices_equal_scoring_each_option_alone(model, tiny):
         assert scores.gold_logprob[number] == pytest.approx(
             sums[item.answer] / len(item.options[item.answer]), rel=1e-4
         )
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize("latent", [False, True])
+def test_choices_through_a_cache_stay_close_and_pads_change_nothing(kind, latent, tiny, text, tmp_path, cache):
+    place = tiny("llama")
+    if latent:
+        place = tmp_path / "latent"
+        regear.convert(tiny("llama"), place, *small(text), to="mla")
+    model, tokenizer = load_model(place), load_tokenizer(tiny("llama"))
+    question = make_text(150)
+    items = [ChoiceItem("a", question, ("one", "x", "a much longer option than the others"), n) for n in range(3)]
+    plain, found = score_choices(model, tokenizer, items), score_choices(model, tokenizer, items, kind)
+    assert found.gold_logprob != plain.gold_logprob
+    assert found.gold_logprob == pytest.approx(plain.gold_logprob, abs=0.1)
+    alone = [ChoiceItem("a", question, (item.options[item.answer],), 0) for item in items]
+    assert found.gold_logprob == pytest.approx(score_choices(model, tokenizer, alone, kind).gold_logprob, abs=0.01)
+
+
+def test_eval_reads_through_the_cache_it_is_told(tiny, text, cache):
+    fixed = {"against": tiny("llama"), "text": [text], "windows": 1, "speed": False}
+    results = {kind: regear.eval(tiny("llama"), kv=kind, **fixed) for kind in ("bf16", "int8", "int4")}
+    kl = {kind: result["against"]["kl"] for kind, result in results.items()}
+    assert 0 < kl["int8"] < kl["int4"]
+    assert 0 < kl["bf16"] < kl["int4"]
+    assert (results["int4"]["kv"], results["int4"]["against"]["kv"]) == ("int4", None)
+    size = results["int4"]["kv_bytes_by_kind"]
+    assert results["int4"]["kv_bytes_per_token"] == size["int4"] < size["int8"] < size["bf16"] == 2 * 144
+    same = regear.eval(tiny("llama"), kv="int4", against_kv="int4", **fixed)
+    assert same["against"]["ratio"] == 1
 
 
 def test_change_is_paired(model, tiny, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from regear.core.stats import Interval, paired_bootstrap
+from regear.measure.forward import logits_of
 from regear.ops.divergence import token_nll
 from regear.tasks.choice import ChoiceItem
 
@@ -50,11 +51,11 @@ class ChoiceScores:
 
 
 @torch.no_grad()
-def score_choices(model: Any, tokenizer: Any, items: Sequence[ChoiceItem]) -> ChoiceScores:
-    """Score every item; the options of one item run as one batch."""
+def score_choices(model: Any, tokenizer: Any, items: Sequence[ChoiceItem], kv: str | None = None) -> ChoiceScores:
+    """Score every item, through a cache of kind `kv` if one is given; the options of one item run as one batch."""
     right, right_per_byte, gold = [], [], []
     for item in items:
-        logprobs = _option_logprobs(model, tokenizer, item)
+        logprobs = _option_logprobs(model, tokenizer, item, kv)
         lengths = torch.tensor([len(option.encode()) for option in item.options])
         right.append(int(logprobs.argmax() == item.answer))
         right_per_byte.append(int((logprobs / lengths).argmax() == item.answer))
@@ -62,7 +63,7 @@ def score_choices(model: Any, tokenizer: Any, items: Sequence[ChoiceItem]) -> Ch
     return ChoiceScores(right, right_per_byte, gold, sum(1 / len(i.options) for i in items) / len(items))
 
 
-def _option_logprobs(model: Any, tokenizer: Any, item: ChoiceItem) -> torch.Tensor:
+def _option_logprobs(model: Any, tokenizer: Any, item: ChoiceItem, kv: str | None) -> torch.Tensor:
     """Summed log-probability of each option, [options]."""
     prompt = tokenizer(item.prompt)["input_ids"]
     options = [tokenizer(" " + option, add_special_tokens=False)["input_ids"] for option in item.options]
@@ -70,12 +71,7 @@ def _option_logprobs(model: Any, tokenizer: Any, item: ChoiceItem) -> torch.Tens
     rows = [prompt + option + [0] * (longest - len(option)) for option in options]
     mask = [[1] * (len(prompt) + len(option)) + [0] * (longest - len(option)) for option in options]
     tokens = torch.tensor(rows, device=model.device)
-    logits = model(
-        input_ids=tokens,
-        attention_mask=torch.tensor(mask, device=model.device),
-        use_cache=False,
-        logits_to_keep=longest + 1,
-    ).logits
+    logits = logits_of(model, tokens, kv, mask=torch.tensor(mask, device=model.device), keep=longest + 1)
     sums = []
     for row, option in enumerate(options):
         targets = tokens[row, len(prompt) : len(prompt) + len(option)]

@@ -10,9 +10,12 @@ from regear.core.machine import describe, peak_rss_bytes
 from regear.core.report import Plot, Report, Section
 from regear.core.stats import Interval
 from regear.measure.choice import score_choices
+from regear.measure.long import long_context
+from regear.measure.long import sections as long_sections
 from regear.measure.perplexity import score, score_pair
-from regear.measure.speed import cache_size, throughput
+from regear.measure.speed import cache_bytes, cache_size, throughput
 from regear.models.builtin import resolve
+from regear.models.kvcache import check_kind
 from regear.models.load import load_model, load_tokenizer
 from regear.tasks.choice import load as load_task
 from regear.tasks.text import BUILTIN, Window, digest_of, read_documents, spread, windows_of
@@ -22,10 +25,14 @@ def evaluate(
     model: str | Path,
     *,
     against: str | Path | None = None,
+    kv: str | None = None,
+    against_kv: str | None = None,
     text: Sequence[str | Path] = (BUILTIN,),
     tasks: Sequence[str] = (),
     windows: int | None = None,
     items: int | None = None,
+    long: bool = False,
+    context: int | None = None,
     speed: bool = True,
     report: Path | None = None,
     device: str = "auto",
@@ -36,10 +43,14 @@ def evaluate(
     Args:
         model: directory, hub id or embedded name.
         against: the model to compare with; its windows and items are the same ones.
+        kv: read every context through a cache that stores `bf16`, `int8` or `int4`.
+        against_kv: the same for the other model.
         text: files, or `builtin` for the built-in evaluation texts.
         tasks: names of multiple-choice tasks.
         windows: at most so many windows, evenly spread (all by default).
         items: at most so many items of each task, evenly spread (all by default).
+        long: also perplexity by position, and planted facts asked for over long texts.
+        context: tokens of the long windows; by default the models' limit, or what the text holds.
         speed: also measure tokens per second.
         report: a directory for `report.json` and `report.html`.
         seed: of the bootstrap.
@@ -49,27 +60,48 @@ def evaluate(
     for name, value in (("windows", windows), ("items", items)):
         if value is not None and value < 1:
             raise RecipeError(f"found {name}={value}; wanted at least 1")
-    chosen = windows_of(read_documents(text, "evaluation"))
+    if against_kv is not None and against is None:
+        raise RecipeError(f"found against_kv={against_kv} and no other model; name one with against")
+    if context is not None and not long:
+        raise RecipeError(f"found context={context} without long; it says how long the long windows are")
+    kinds = (kv, against_kv)
+    for kind in kinds:
+        check_kind(kind)
+    documents = read_documents(text, "evaluation")
+    chosen = windows_of(documents)
     if windows is not None:
         chosen = spread(chosen, windows)
     questions = {name: load_task(name) for name in tasks}
     paths = [resolve(model)] + ([resolve(against)] if against is not None else [])
-    models = [load_model(path, device) for path in paths]
+    loaded = {path: load_model(path, device) for path in paths}
+    models = [loaded[path] for path in paths]
     tokenizers = [load_tokenizer(path) for path in paths]
     result: dict[str, Any] = {"model": str(model), "windows": len(chosen), "text_sha256": digest_of(chosen)}
-    result |= _score_text(models, tokenizers, chosen, str(against), seed)
+    result |= _score_text(models, tokenizers, chosen, kinds, str(against), seed)
     if questions:
         result["tasks"] = {
-            name: _score_task(models, tokenizers, _few(found, items), seed) for name, found in questions.items()
+            name: _score_task(models, tokenizers, _few(found, items), kinds, seed) for name, found in questions.items()
         }
-    sizes = [cache_size(m) for m in models]
-    result |= {"kv_floats_per_token": sizes[0]["floats"], "kv_bytes_per_token": sizes[0]["bytes"]}
-    if speed:
-        rates = throughput(models)
+    if long:
+        if against is not None and not _same_tokens(tokenizers, chosen):
+            raise RecipeError("the two models have different tokenizers; positions only compare with the same one")
+        result["long"] = long_context(
+            models,
+            tokenizers[0],
+            documents,
+            kinds=kinds[: len(models)],
+            context=context,
+            windows=windows,
+            items=items,
+            seed=seed,
+        )
+    result |= _cache(models[0], kv)
+    rates = throughput(models, kinds[: len(models)]) if speed else []
+    if rates:
         result["tokens_per_second"] = rates[0]
     if against is not None:
-        result["against"]["kv_floats_per_token"] = sizes[1]["floats"]
-        if speed:
+        result["against"] |= _cache(models[1], against_kv)
+        if rates:
             result["against"]["tokens_per_second"] = rates[1]
     result["peak_rss_bytes"] = peak_rss_bytes()
     if report is not None:
@@ -81,6 +113,17 @@ def _few(items: list[Any], count: int | None) -> list[Any]:
     return items if count is None or count >= len(items) else items[:: max(1, len(items) // count)][:count]
 
 
+def _cache(model: Any, kv: str | None) -> dict[str, Any]:
+    """What one token costs: read off a real cache, or, in few bits, what it adds once its block is packed."""
+    size, kinds = cache_size(model), cache_bytes(model)
+    return {
+        "kv": kv,
+        "kv_floats_per_token": size["floats"],
+        "kv_bytes_per_token": kinds[kv] if kv else size["bytes"],
+        "kv_bytes_by_kind": kinds,
+    }
+
+
 def _same_tokens(tokenizers: Sequence[Any], windows: Sequence[Window]) -> bool:
     """Whether two tokenizers agree on vocabulary and on the first window."""
     first = [t(windows[0].text)["input_ids"] for t in tokenizers]
@@ -88,17 +131,22 @@ def _same_tokens(tokenizers: Sequence[Any], windows: Sequence[Window]) -> bool:
 
 
 def _score_text(
-    models: Sequence[Any], tokenizers: Sequence[Any], windows: Sequence[Window], against: str, seed: int
+    models: Sequence[Any],
+    tokenizers: Sequence[Any],
+    windows: Sequence[Window],
+    kinds: tuple[str | None, str | None],
+    against: str,
+    seed: int,
 ) -> dict[str, Any]:
     other = None
     ratio: Interval | None = None
     if len(models) == 1:
-        scores = score(models[0], tokenizers[0], windows)
+        scores = score(models[0], tokenizers[0], windows, kinds[0])
     elif _same_tokens(tokenizers, windows):
-        scores, other = score_pair(models[0], models[1], tokenizers[0], windows)
+        scores, other = score_pair(models[0], models[1], tokenizers[0], windows, kinds)
         ratio = scores.ratio_to(other, seed=seed)
     else:  # across tokenizers only bits per byte compare
-        scores, other = (score(m, t, windows) for m, t in zip(models, tokenizers, strict=True))
+        scores, other = (score(m, t, windows, k) for m, t, k in zip(models, tokenizers, kinds, strict=True))
     result: dict[str, Any] = {
         "tokens": sum(scores.tokens),
         "bytes": sum(scores.bytes),
@@ -117,8 +165,14 @@ def _score_text(
     return result
 
 
-def _score_task(models: Sequence[Any], tokenizers: Sequence[Any], items: Sequence[Any], seed: int) -> dict[str, Any]:
-    scores = [score_choices(m, t, items) for m, t in zip(models, tokenizers, strict=True)]
+def _score_task(
+    models: Sequence[Any],
+    tokenizers: Sequence[Any],
+    items: Sequence[Any],
+    kinds: tuple[str | None, str | None],
+    seed: int,
+) -> dict[str, Any]:
+    scores = [score_choices(m, t, items, k) for m, t, k in zip(models, tokenizers, kinds, strict=False)]
     result: dict[str, Any] = dict(scores[0].summary())
     if len(scores) == 2:
         change = scores[0].change_from(scores[1], seed=seed)
@@ -132,7 +186,7 @@ def write_report(result: dict[str, Any], directory: Path) -> None:
     write_json(directory / "report.json", {**result, **describe()})
     other = result.get("against")
     header = ["", "this model", *(["against"] if other else [])]
-    names = ("perplexity", "bits_per_byte", "kv_floats_per_token")
+    names = ("perplexity", "bits_per_byte", "kv", "kv_floats_per_token", "kv_bytes_per_token")
     rows = [[name, result[name], *([other[name]] if other else [])] for name in names]
     sections = [Section("Text", header, rows)]
     plots = []
@@ -148,4 +202,7 @@ def write_report(result: dict[str, Any], directory: Path) -> None:
         keys = ("items", "chance", "accuracy", "accuracy_per_byte", "gold_logprob")
         base = task.get("against")
         sections.append(Section(name, header, [[k, task[k], *([base[k]] if base else [])] for k in keys]))
+    if "long" in result:
+        tables, curves = long_sections(result["long"], header[1:])
+        sections, plots = sections + tables, plots + curves
     Report(f"Evaluation of {result['model']}", sections, plots).write(directory / "report.html")

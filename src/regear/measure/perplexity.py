@@ -1,7 +1,8 @@
 """Perplexity, bits per byte and KL over fixed windows, per window, so that two models can be paired.
 
 Each window is read alone, with what the tokenizer puts before a text by itself (a beginning-of-text token, or
-nothing); its first token has no context and is not scored.
+nothing); its first token has no context and is not scored. With a cache kind (`int8`, …) every query reads the keys
+and values of its context as that cache stored them.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch
 
 from regear.core.errors import CheckpointError
 from regear.core.stats import Interval, perplexity_ratio
+from regear.measure.forward import logits_of
 from regear.ops.divergence import token_kl, token_nll
 from regear.tasks.text import Window
 
@@ -56,35 +58,44 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: Any, tokenizer: Any, windows: Sequence[Window]) -> Scores:
-    """Score one model over windows."""
+def score(model: Any, tokenizer: Any, windows: Sequence[Window], kv: str | None = None) -> Scores:
+    """Score one model over windows, read through a cache of kind `kv` if one is given."""
     scores = Scores()
     for window in windows:
         ids = tokenizer(window.text)["input_ids"]
-        logits, targets = _forward(model, ids)
+        logits, targets = _forward(model, ids, kv)
         scores.add(window, ids, token_nll(logits, targets), _first_bytes(tokenizer, ids))
     return scores
 
 
 @torch.no_grad()
-def score_pair(model: Any, reference: Any, tokenizer: Any, windows: Sequence[Window]) -> tuple[Scores, Scores]:
-    """Score two models that share a tokenizer, interleaved by window; the first's `kl` is KL(reference ‖ model)."""
+def score_pair(
+    model: Any,
+    reference: Any,
+    tokenizer: Any,
+    windows: Sequence[Window],
+    kv: tuple[str | None, str | None] = (None, None),
+) -> tuple[Scores, Scores]:
+    """Score two models that share a tokenizer, interleaved by window; the first's `kl` is KL(reference ‖ model).
+
+    `kv` are their cache kinds.
+    """
     after, before = Scores(), Scores()
     for window in windows:
         ids = tokenizer(window.text)["input_ids"]
         first = _first_bytes(tokenizer, ids)
-        logits, targets = _forward(model, ids)
-        reference_logits, reference_targets = _forward(reference, ids)
+        logits, targets = _forward(model, ids, kv[0])
+        reference_logits, reference_targets = _forward(reference, ids, kv[1])
         after.add(window, ids, token_nll(logits, targets), first)
         before.add(window, ids, token_nll(reference_logits, reference_targets), first)
         after.kl.append(float(token_kl(reference_logits.to(logits.device), logits).double().sum()))
     return after, before
 
 
-def _forward(model: Any, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward(model: Any, ids: Sequence[int], kv: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of every position but the last, [T - 1, V], and the tokens they predict."""
     tokens = torch.tensor([list(ids)], device=model.device)
-    return model(input_ids=tokens, use_cache=False).logits[0, :-1], tokens[0, 1:]
+    return logits_of(model, tokens, kv)[0, :-1], tokens[0, 1:]
 
 
 def _first_bytes(tokenizer: Any, ids: Sequence[int]) -> int:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache
+
+from regear.models.kvcache import KINDS, StoredLayer, is_latent, kv_bytes_per_token, kv_cache
 
 
 @torch.no_grad()
-def filled_cache(model: Any, length: int, batch: int = 1) -> DynamicCache:
-    """A cache holding `length` tokens of a fixed pattern."""
-    cache = DynamicCache(config=model.config)
+def filled_cache(model: Any, length: int, batch: int = 1, kv: str | None = None) -> Cache:
+    """A cache of kind `kv` (transformers' own for None) holding `length` tokens of a fixed pattern."""
+    cache = kv_cache(model.config, kv)
     tokens = torch.arange(length, device=model.device).remainder(model.config.vocab_size).expand(batch, -1)
     for part in tokens.split(512, dim=1):
         model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -29,8 +31,32 @@ def cache_size(model: Any, length: int = 8) -> dict[str, int]:
     }
 
 
+def cache_bytes(model: Any) -> dict[str, float]:
+    """Bytes of one token's cache entries by cache kind, summed over layers, by formula from a real cache's widths.
+
+    In an integer cache this is what one more token costs; the first 4 tokens and the unfilled block (up to 64) stay
+    in 16 bits beside it, whatever the length.
+    """
+    layers: Any = filled_cache(model, 1).layers
+    shapes = [
+        ((layer.keys.shape[1], layer.keys.shape[3]), (layer.values.shape[1], layer.values.shape[3])) for layer in layers
+    ]
+    return {kind: kv_bytes_per_token(shapes, kind, latent=is_latent(model.config)) for kind in KINDS}
+
+
+def stored_bytes(cache: Cache) -> int:
+    """Bytes of the tensors of a filled cache, of whatever kind."""
+    layers: Any = cache.layers
+    return sum(
+        layer.stored_bytes()
+        if isinstance(layer, StoredLayer)
+        else sum(t.numel() * t.element_size() for t in (layer.keys, layer.values))
+        for layer in layers
+    )
+
+
 @torch.no_grad()
-def decode_seconds(model: Any, cache: DynamicCache, steps: int = 8) -> float:
+def decode_seconds(model: Any, cache: Cache, steps: int = 8) -> float:
     """Median seconds of one single-token step on this cache, which is put back as it was."""
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     times = []
@@ -44,11 +70,12 @@ def decode_seconds(model: Any, cache: DynamicCache, steps: int = 8) -> float:
 
 
 @torch.no_grad()
-def prefill_seconds(model: Any, length: int) -> float:
-    """Seconds of one forward pass over `length` tokens."""
+def prefill_seconds(model: Any, length: int, kv: str | None = None) -> float:
+    """Seconds of one forward pass over `length` tokens, filling a cache of kind `kv` if one is given."""
+    cache = kv_cache(model.config, kv) if kv else None
     tokens = torch.arange(length, device=model.device).remainder(model.config.vocab_size).unsqueeze(0)
     start = time.perf_counter()
-    model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+    model(input_ids=tokens, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
     _wait(model)
     return time.perf_counter() - start
 
@@ -58,14 +85,20 @@ def _wait(model: Any) -> None:
         torch.cuda.synchronize()
 
 
-def throughput(models: Sequence[Any], *, length: int = 256, repeats: int = 3) -> list[dict[str, float]]:
-    """Prefill and decode tokens per second of each model at this context, interleaved, median of `repeats`."""
-    caches = [filled_cache(model, length) for model in models]
+def throughput(
+    models: Sequence[Any], kv: Sequence[str | None] | None = None, *, length: int = 256, repeats: int = 3
+) -> list[dict[str, float]]:
+    """Prefill and decode tokens per second of each model at this context, interleaved, median of `repeats`.
+
+    `kv` are their cache kinds; a few-bit cache is unpacked by plain torch here, which a server's kernels do faster.
+    """
+    kinds = kv or [None] * len(models)
+    caches = [filled_cache(model, length, kv=kind) for model, kind in zip(models, kinds, strict=True)]
     prefill: list[list[float]] = [[] for _ in models]
     decode: list[list[float]] = [[] for _ in models]
     for _ in range(repeats):
         for i, model in enumerate(models):
-            prefill[i].append(prefill_seconds(model, length))
+            prefill[i].append(prefill_seconds(model, length, kinds[i]))
             decode[i].append(decode_seconds(model, caches[i]))
     return [
         {"prefill": length / statistics.median(p), "decode": 1 / statistics.median(d)}

@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -22,6 +22,7 @@ from regear.core.packages import fetched
 
 WINDOW_BYTES = 2048
 BUILTIN = "builtin"
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def windows_of(documents: Sequence[Document], *, size: int = WINDOW_BYTES) -> li
     return windows
 
 
-def spread(windows: Sequence[Window], count: int) -> list[Window]:
+def spread(windows: Sequence[Item], count: int) -> list[Item]:
     """At most `count` windows, evenly spread over the list, so that every document is drawn from."""
     if count >= len(windows):
         return list(windows)
