@@ -22,6 +22,8 @@ SHAPE = dict(
     bos_token_id=None,
 )
 
+MIXTURE = dict(expert_layers=[0, 2], num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8)
+
 
 def canonical_config(bias=False, **changes) -> RegearMlaConfig:
     """A small decoupled config: latents of 10, 4 rotated floats on every second frequency of 4."""

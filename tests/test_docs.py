@@ -14,7 +14,7 @@ from regear.conversion.convert import build_recipe
 from regear.conversion.factors import FACTORS
 from regear.conversion.recipes import MlaConvertRecipe
 from regear.core.recipe import keys
-from tests.tiny import make_text, small
+from tests.tiny import make_adapter, make_text, small
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -33,6 +33,7 @@ def test_every_command_runs(page, tiny, tmp_path, monkeypatch, capsys, text):
     monkeypatch.setattr("regear.pipeline.demo.MODEL", str(tiny("llama")))
     for name in ("my_text.txt", "my_other_text.txt"):
         (tmp_path / name).write_text(make_text(seed=len(name)))
+    make_adapter(tiny("llama"), tmp_path / "my-adapter", ["q_proj", "v_proj"])
     monkeypatch.setattr("regear.tasks.text.builtin_documents", lambda split: _documents(text))
     monkeypatch.setattr("regear.tasks.choice.mmlu", _items)
     monkeypatch.setitem(__import__("regear.tasks.choice", fromlist=["TASKS"]).TASKS, "mmlu", _items)

@@ -84,9 +84,10 @@ def test_the_output_is_complete_and_names_no_place(tiny, text, tmp_path, cache):
     assert (run / "metrics.jsonl").exists()
 
 
-def test_loads_without_regear_in_stock_transformers(tiny, text, tmp_path, cache):
+@pytest.mark.parametrize("family", ["qwen3", "olmo2", "qwen3-moe"])
+def test_loads_without_regear_in_stock_transformers(family, tiny, text, tmp_path, cache):
     """In a process that cannot import regear, with remote code trusted: same logits, no missing or unexpected keys."""
-    regear.convert(tiny("qwen3"), tmp_path / "out", *small(text), to="mla")
+    regear.convert(tiny(family), tmp_path / "out", *small(text), to="mla")
     script = """
 import sys
 sys.modules["regear"] = None

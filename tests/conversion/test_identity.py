@@ -1,11 +1,17 @@
 """At full width a conversion changes nothing: every family, every factor, cached and padded as well."""
 
+import json
+import re
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import regear
 import regear.models
+from regear.conversion.export import DROPS
 from tests.tiny import small
 
 
@@ -60,6 +66,29 @@ def test_dropping_k_norm_would_be_noticed(tiny, text, tmp_path, cache):
     for layer in model.model.layers:
         layer.self_attn.k_norm = torch.nn.Identity()
     assert (model(ids).logits - right).abs().max() > 0.1
+
+
+def test_keys_left_out_of_a_config_mean_the_familys_defaults(tiny, text, tmp_path, cache):
+    source = tmp_path / "source"
+    shutil.copytree(tiny("olmo2"), source)
+    config = json.loads((source / "config.json").read_text())
+    dropped = ("rms_norm_eps", "rope_parameters", "hidden_act", "max_position_embeddings")
+    kept = {key: value for key, value in config.items() if key not in dropped}
+    (source / "config.json").write_text(json.dumps(kept))
+    regear.convert(source, tmp_path / "out", *small(text), "convert.kv_ratio=1", to="mla")
+    before, after = load(source), load(tmp_path / "out")
+    for key in (*dropped, "bos_token_id", "eos_token_id"):
+        assert getattr(after.config, key) == getattr(before.config, key), key
+    ids = torch.randint(0, 256, (1, 40))
+    assert (before(ids).logits - after(ids).logits).abs().max() < 1e-4
+
+
+def test_everything_but_keys_and_values_is_carried_over_untouched(tiny, family, text, tmp_path, cache):
+    convert(tiny, family, text, tmp_path / "out", "convert.kv_ratio=0.25")
+    before, after = (load_file(path / "model.safetensors") for path in (tiny(family), tmp_path / "out"))
+    carried = {name for name in before if not name.endswith(DROPS)}
+    assert all(torch.equal(before[name], after[name]) for name in carried)
+    assert all(re.search(r"(kv_a|k_b|v_b)_proj", name) for name in set(after) - carried)
 
 
 @pytest.mark.parametrize(

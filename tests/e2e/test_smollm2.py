@@ -7,8 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import regear
+from regear.conversion.convert import source_name
 from regear.models.builtin import EMBEDDED, fetch
+from tests.tiny import make_adapter
 
+NAME = "smollm2-135m-instruct"
 SMALL = [
     "calibration.tokens=3000",
     "selection.tokens=1000",
@@ -34,6 +37,15 @@ def test_it_knows_a_capital(smollm2):
     answer = regear.generate("smollm2-135m-instruct", "What is the capital of France?", max_tokens=16)
     assert answer["text"] == "The capital of France is Paris."
     assert answer["finish_reason"] == "stop"
+
+
+def test_an_adapter_of_it_is_found_by_name(tmp_path, smollm2):
+    adapter = make_adapter(smollm2, tmp_path / "mine", ["q_proj", "v_proj"])
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": NAME}))
+    plan = regear.convert(adapter, None, to="mla", dry_run=True)
+    assert plan["kv_floats_per_token"]["before"] == 11520
+    assert source_name(adapter, adapter) == "HuggingFaceTB/SmolLM2-135M-Instruct with the LoRA adapter mine"
 
 
 GOLDEN = 22.904958

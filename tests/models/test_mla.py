@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from regear.models.mla import RegearMlaConfig, RegearMlaForCausalLM
 from regear.ops.mla import latent_attention
@@ -38,16 +39,19 @@ def build(ranks=(JOINT, SEPARATE, OVERLAP), bias=True, qk_norm=True, **changes):
 
 
 @pytest.mark.parametrize("ranks", [JOINT, SEPARATE, OVERLAP])
-@pytest.mark.parametrize(("bias", "qk_norm"), [(False, False), (True, True)])
-def test_attention_equals_its_naive_form(ranks, bias, qk_norm):
-    model = build([ranks], bias, qk_norm)
+@pytest.mark.parametrize(
+    ("bias", "qk_norm", "norm_width"), [(False, False, "head"), (True, True, "head"), (True, True, "all")]
+)
+def test_attention_equals_its_naive_form(ranks, bias, qk_norm, norm_width):
+    model = build([ranks], bias, qk_norm, qk_norm_width=norm_width)
     layer = model.model.layers[0].self_attn
     hidden = torch.randn(1, 9, 24, dtype=torch.float64)
     rotary = model.model.rotary_emb(hidden, torch.arange(9)[None])
     ours, _ = layer(hidden, rotary, attention_mask=None)
-    query = layer.q_proj(hidden)[0].view(9, 6, 8)
+    query = layer.q_proj(hidden)[0]
     if qk_norm:
-        query = layer.q_norm(query)
+        query = layer.q_norm(query if norm_width == "all" else query.view(9, 6, 8))
+    query = query.view(9, 6, 8)
     zeros = torch.zeros(3, 8, dtype=torch.float64)
     naive = latent_attention(
         query,
@@ -179,3 +183,44 @@ def test_saves_and_loads_through_auto_classes(tmp_path):
 def test_config_refuses_impossible_ranks(ranks):
     with pytest.raises(Exception, match="rank"):
         RegearMlaConfig(num_hidden_layers=3, latent_ranks=ranks)
+
+
+EXPERTS = dict(expert_layers=[1], num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, norm_topk_prob=True)
+LAYERS = [{"post_norm": True, "qk_norm_width": "all"}, EXPERTS]
+
+
+@pytest.mark.parametrize("changes", LAYERS)
+def test_other_layers_cache_train_and_save(changes, tmp_path):
+    model = build(**changes).float()
+    ids = torch.randint(0, 60, (2, 14))
+    whole, cache = model(ids).logits, DynamicCache(config=model.config)
+    parts = [model(ids[:, i : i + 2], past_key_values=cache, use_cache=True).logits for i in range(0, 14, 2)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-4, rtol=1e-4)
+    model.train()(ids, labels=ids, use_cache=False).loss.backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+    model.eval().save_pretrained(tmp_path)
+    again, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert torch.equal(again(ids).logits, whole)
+
+
+def test_experts_are_saved_apart_and_start_small(tmp_path):
+    build(**EXPERTS).float().save_pretrained(tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert {f"model.layers.1.mlp.experts.{i}.up_proj.weight" for i in range(4)} < names
+    assert "model.layers.0.mlp.up_proj.weight" in names
+    fresh = RegearMlaForCausalLM(AutoConfig.from_pretrained(tmp_path)).model.layers[1].mlp
+    for parameter in fresh.parameters():
+        assert 0.01 < parameter.std() < 0.03
+
+
+def test_norms_after_attention_and_mlp_follow_olmo2():
+    """The layer around attention, with the same sublayers, equals transformers' own."""
+    from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer
+
+    layer = build(post_norm=True, qk_norm_width="all").model.layers[0]
+    hidden = torch.randn(1, 9, 24, dtype=torch.float64)
+    rotary = torch.ones(1, 9, 8), torch.zeros(1, 9, 8)
+    ours = layer(hidden, position_embeddings=rotary)
+    assert torch.equal(ours, Olmo2DecoderLayer.forward(layer, hidden, position_embeddings=rotary))

@@ -236,6 +236,7 @@ def test_a_fresh_model_has_a_neutral_latent_norm():
         {"latent_ranks": [[10, 10, 9]] * 3},
         {"num_key_value_heads": 3},
         {"rope_mode": "partial"},
+        {"qk_norm": True, "qk_norm_width": "all"},
     ],
 )
 def test_config_refuses_what_cannot_be(wrong):

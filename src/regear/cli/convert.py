@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def convert(
-        model: Annotated[str, typer.Argument(help="Directory, hub id or embedded name.")],
+        model: Annotated[
+            str, typer.Argument(help="Directory (a model's or a LoRA adapter's), hub id or embedded name.")
+        ],
         changes: Annotated[list[str] | None, typer.Argument(help="Recipe keys, such as convert.kv_ratio=1/3.")] = None,
         output: Annotated[Path | None, typer.Option("-o", "--output", help="The directory to make.")] = None,
         to: Annotated[str | None, typer.Option(help="The conversion: mla.")] = None,

@@ -25,20 +25,21 @@ from regear.core import card
 from regear.core.errors import CheckpointError, RecipeError, writing
 from regear.core.files import home, read_json, write_json, write_text
 from regear.core.machine import peak_rss_bytes, versions
-from regear.core.provenance import fingerprint, model_digest
+from regear.core.provenance import fingerprint
 from regear.core.recipe import apply_changes, read_yaml, set_key, validate
 from regear.core.report import Plot, Report, Section
 from regear.core.run import Run, check_apart, is_done
+from regear.models.adapter import BASE, CONFIG, base_of, directories, is_adapter, open_store, source_digest
 from regear.models.builtin import EMBEDDED, resolve
 from regear.models.families import describe
 from regear.models.load import load_tokenizer
-from regear.models.store import Store
 from regear.tasks.choice import load as load_task
 from regear.tasks.text import BUILTIN, digest_of, read_documents, take_tokens, windows_of
 
 USES = ("calibration", "selection", "evaluation")
 CARRIED = ("tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 GENERATION = "generation_config.json"
+ADAPTED = " with the LoRA adapter "
 
 
 def silent(stage: str, step: int, steps: int) -> None:
@@ -70,7 +71,7 @@ def open_source(
         CheckpointError, IncompatibleModel: the model is missing, damaged or of no use to this conversion.
     """
     directory = resolve(model)
-    store = Store(directory)
+    store = open_store(directory)
     if is_mla(store.config):
         return directory, Reexport(store, recipe, device)  # type: ignore[arg-type]
     spec = describe(store.config)
@@ -131,7 +132,7 @@ def convert(
     """Convert a model's architecture and measure what that changed.
 
     Args:
-        model: directory, hub id or embedded name.
+        model: directory (of a model or a LoRA adapter), hub id or embedded name.
         output: the directory to make; it appears whole, by one rename. Not needed with `dry_run`.
         changes: `key=value` words over the recipe.
         to: the conversion, a row of `CONVERSIONS`.
@@ -165,7 +166,8 @@ def convert(
         for use in USES:
             read_documents([name for name in getattr(recipe, use).text if name != BUILTIN], use)
         if output is not None:
-            check_apart(Path(output), directory)
+            for place in directories(directory):
+                check_apart(Path(output), place)
             is_done(Path(output), "", force=True)
         facts = {key: value for key, value in asdict(plan).items() if not key.startswith("kv_floats")}
         kv = {"before": plan.kv_floats_before, "after": plan.kv_floats_after}
@@ -173,7 +175,8 @@ def convert(
     if output is None:
         raise RecipeError("no output given; name one with -o DIR, or pass --dry-run")
     out = Path(os.path.abspath(output))
-    check_apart(out, directory)
+    for place in directories(directory):
+        check_apart(out, place)
     for task in tasks:
         load_task(task)
     texts = read_texts(recipe, directory, conversion.spec.vocabulary)
@@ -191,10 +194,17 @@ def warn(message: str) -> None:
 
 
 def source_name(model: str | Path, directory: Path) -> str:
-    """What a card may say of the source: a name, never a place."""
+    """What a card may say of the source: a name, never a place; of an adapter, its base's name and its own."""
+    if is_adapter(directory):
+        return ADAPTED.join((base_name(directory), directory.resolve().name))
     if str(model) in EMBEDDED:
         return EMBEDDED[str(model)].origin
     return directory.resolve().name if Path(model).exists() else str(model)
+
+
+def base_name(adapter: Path) -> str:
+    """The name of an adapter's base."""
+    return source_name(read_json(adapter / CONFIG)[BASE], base_of(adapter))
 
 
 class Job:
@@ -215,7 +225,7 @@ class Job:
         self.output, self.source, self.to, self.tasks, self.limit = output, source, to, tasks, limit
         recipe: ConvertRecipe = conversion.recipe
         self.inputs: dict[str, Any] = {
-            "model": model_digest(directory),
+            "model": source_digest(directory),
             "texts": {use: digest_of(texts.windows[use]) for use in USES},
             "recipe": recipe.model_dump(mode="json") | {use: getattr(recipe, use).named() for use in USES},
             "tasks": tasks,
@@ -277,10 +287,14 @@ class Job:
 
     def _carry(self, staging: Path) -> None:
         """Tokenizer, chat template, generation settings, licence and notices go along unchanged."""
-        for path in sorted({p for pattern in (*CARRIED, GENERATION) for p in self.directory.glob(pattern)}):
-            with writing(staging / path.name):
-                shutil.copyfile(path, staging / path.name)
-        card.carry_notices(self.directory, staging)
+        for place in directories(self.directory):
+            for path in sorted({p for pattern in (*CARRIED, GENERATION) for p in place.glob(pattern)}):
+                with writing(staging / path.name):
+                    shutil.copyfile(path, staging / path.name)
+        base = base_of(self.directory)
+        card.carry_notices(base, staging)
+        if base != self.directory:
+            card.carry_notices(self.directory, staging, "adapter-")
 
     def _card(self, sections: Sequence[Section]) -> str:
         settings = ", ".join(f"{key} {value}" for key, value in self.conversion.settings().items())
@@ -293,8 +307,8 @@ class Job:
             f"{self.source.split('/')[-1]} as {self.conversion.format}",
             lead,
             sections,
-            source=card.source_metadata(self.directory),
-            base=self.source,
+            source=card.source_metadata(base_of(self.directory)),
+            base=self.source.split(ADAPTED)[0],
             tags=["regear", self.to],
         )
 

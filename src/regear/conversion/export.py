@@ -12,7 +12,8 @@ import torch
 from regear.conversion.base import Progress
 from regear.conversion.latent import Factored
 from regear.core.errors import writing
-from regear.models.families import SourceSpec
+from regear.models.families import Experts, SourceSpec
+from regear.models.load import load_config
 from regear.models.mla import modeling_regear_mla as modeling
 from regear.models.store import Store, plan_shards, shard_names, write_index
 from regear.models.tensorfile import DTYPES, Layout, write_tensors
@@ -153,7 +154,7 @@ def exact_tensors(
 
 def exact_config(store: Store, spec: SourceSpec, ranks: Sequence[Sequence[int]], dtype: str) -> Any:
     """The config of the exact form; `ranks` are `[r, r_k, r_v]` by layer."""
-    source = store.config
+    source = {**load_config(store.directory).to_dict(), **store.config}  # what is left out means the family's default
     kept = ("max_position_embeddings", "rms_norm_eps", "initializer_range", "hidden_act", "attention_dropout")
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     rope = dict(source.get("rope_parameters") or source.get("rope_scaling") or {})
@@ -161,7 +162,8 @@ def exact_config(store: Store, spec: SourceSpec, ranks: Sequence[Sequence[int]],
     rope.setdefault("rope_theta", source.get("rope_theta", 10000.0))
     make: Any = modeling.RegearMlaConfig
     return make(
-        **{key: source[key] for key in (*kept, *tokens) if source.get(key) is not None},
+        **{key: source[key] for key in kept if source.get(key) is not None},
+        **{key: source.get(key) for key in tokens},
         architectures=["RegearMlaForCausalLM"],
         auto_map=AUTO_MAP,
         vocab_size=spec.vocabulary,
@@ -178,6 +180,22 @@ def exact_config(store: Store, spec: SourceSpec, ranks: Sequence[Sequence[int]],
         kv_bias=spec.kv_bias,
         o_bias=spec.o_bias,
         qk_norm=spec.qk_norm,
+        qk_norm_width=spec.qk_norm_width,
+        post_norm=spec.post_norm,
+        **_mixture(spec.experts),
         latent_ranks=[list(row) for row in ranks],
         dtype=dtype,
     )
+
+
+def _mixture(experts: Experts | None) -> dict[str, Any]:
+    """Config keys of the routed experts; none for a dense model."""
+    if experts is None:
+        return {}
+    return {
+        "expert_layers": list(experts.layers),
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "moe_intermediate_size": experts.intermediate,
+        "norm_topk_prob": experts.renormalise,
+    }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from regear.models.families import SourceSpec
-from regear.ops.lowrank import Basis, best_basis
+from regear.ops.lowrank import Basis, best_basis, symmetric_power
 
 # Damping of each metric, as a share of its mean eigenvalue: keeps directions that no calibration token used.
 DAMP = 1e-6
@@ -64,9 +64,10 @@ def attention(view: LayerView) -> Problem:
     energy = view.statistics["query_energy"].view(spec.kv_heads, group, 2, spec.head_dim // 2).mean((1, 2))
     keys = energy.repeat(1, 2)  # both halves of a rotated pair, [G, d]
     if view.key_norm is not None:
-        # Near its mean, k_norm multiplies a raw key by its gain over the head's root mean square.
-        square = gram.diagonal()[:half].view(spec.kv_heads, spec.head_dim).mean(1, keepdim=True)
-        keys = keys * view.key_norm.double().square() / square.clamp_min(1e-300)
+        # Near its mean, k_norm multiplies a raw key by its gain over the root mean square of what it norms.
+        energy = gram.diagonal()[:half].view(spec.kv_heads, spec.head_dim)
+        square = energy.mean() if spec.qk_norm_width == "all" else energy.mean(1, keepdim=True)
+        keys = keys * view.key_norm.double().view(-1, spec.head_dim).square() / square.clamp_min(1e-300)
     heads = view.output_weight.double().view(-1, spec.kv_heads, group, spec.head_dim)
     values = torch.einsum("oghd,oghe->gde", heads, heads)
     metric = torch.zeros_like(gram)
@@ -79,7 +80,9 @@ def attention(view: LayerView) -> Problem:
 
 def fisher(view: LayerView) -> Problem:
     """The loss's own curvature (`ops.fisher`): eigenvalues are predicted losses in nats a token, times two."""
-    return view.statistics["fisher_gram"], view.statistics["fisher_metric"], FISHER_DAMP
+    # Its float32 sums leave slightly negative energy where no token went, which would drown the ridge.
+    gram = symmetric_power(view.statistics["fisher_gram"], 1.0)
+    return gram, view.statistics["fisher_metric"], FISHER_DAMP
 
 
 @dataclass(frozen=True)

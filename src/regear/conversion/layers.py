@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from regear.conversion.experts import apart, join
 from regear.conversion.head import Head
 from regear.models.load import load_config
 from regear.models.store import Store
@@ -42,7 +43,9 @@ class Layers:
         Raises:
             CheckpointError: a missing, misshapen or unexpected tensor, by name.
         """
-        wanted = {name: tuple(tensor.shape) for name, tensor in self.skeleton.state_dict().items()}
+        wanted: dict[str, tuple[int, ...]] = {}
+        for name, tensor in self.skeleton.state_dict().items():
+            wanted |= apart(name, tuple(tensor.shape))
         if self.tied:
             wanted.pop(HEAD, None)
         self.store.require(wanted)
@@ -53,7 +56,8 @@ class Layers:
 
     def _load(self, skeleton: nn.Module, prefix: str) -> nn.Module:
         module = copy.deepcopy(skeleton)
-        tensors = {name: self.tensor(prefix + name) for name in skeleton.state_dict()}
+        held = skeleton.state_dict()
+        tensors = {name: join(prefix + name, tuple(held[name].shape), self.tensor) for name in held}
         module.load_state_dict(tensors, strict=True, assign=True)
         return module.requires_grad_(False)
 

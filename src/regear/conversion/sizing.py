@@ -52,4 +52,4 @@ def sizing(store: Store, spec: SourceSpec, calibration: int, evaluation: int, *,
 
 
 def _layer_bytes(spec: SourceSpec, index: int) -> int:
-    return 4 * sum(map(math.prod, spec.layer_tensors().values()))
+    return 4 * sum(map(math.prod, spec.layer_tensors(index).values()))

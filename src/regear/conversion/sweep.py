@@ -14,11 +14,11 @@ from regear.conversion.stream import batches, losses
 from regear.core.errors import CheckpointError, RecipeError
 from regear.core.files import write_json
 from regear.core.machine import describe
-from regear.core.provenance import model_digest
 from regear.core.recipe import apply_changes, read_yaml, set_key, validate
 from regear.core.report import Plot, Report, Section, Series
 from regear.core.stats import Interval, knee, paired_bootstrap, perplexity_ratio
 from regear.measure.perplexity import Scores
+from regear.models.adapter import source_digest
 from regear.tasks.text import digest_of
 
 RATIOS = ("3/4", "2/3", "1/2", "2/5", "1/3", "1/4", "1/6")
@@ -66,7 +66,7 @@ def sweep(
         conversion.plan()
     texts = read_texts(first, directory, conversion.spec.vocabulary)
     conversion.check_texts(texts, warn)
-    place = calibration_place(conversion, model_digest(directory), texts)
+    place = calibration_place(conversion, source_digest(directory), texts)
     scores, floats = _score(model, recipes, texts, place, device, progress)
     original = scores[None]
     points = []

@@ -40,11 +40,12 @@ def render(
     return f"---\n{head}---\n\n# {title}\n\n{lead}\n\n{body}\n"
 
 
-def carry_notices(source: Path, target: Path) -> list[str]:
-    """Copy licence and notice files; returns their names."""
+def carry_notices(source: Path, target: Path, prefix: str = "") -> list[str]:
+    """Copy licence and notice files, with a prefix to their names; returns the names."""
     names = []
     for path in sorted({p for pattern in NOTICES for p in source.glob(pattern) if p.is_file()}):
-        with writing(target / path.name):
-            shutil.copyfile(path, target / path.name)
-        names.append(path.name)
+        name = prefix + path.name
+        with writing(target / name):
+            shutil.copyfile(path, target / name)
+        names.append(name)
     return names

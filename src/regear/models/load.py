@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 import regear.models  # noqa: F401 - registers regear's own types
 from regear.core.errors import CheckpointError, RecipeError, one_line
-from regear.models.store import Store
+from regear.models.adapter import MergedStore, base_of, is_adapter, open_store
 
 
 def pick_device(name: str) -> torch.device:
@@ -31,11 +31,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a model directory.
+    """The tokenizer of a model directory; an adapter's own, where it brings one.
 
     Raises:
         CheckpointError: there is none.
     """
+    if is_adapter(directory) and not (directory / "tokenizer_config.json").exists():
+        directory = base_of(directory)
     try:
         return AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError) as error:
@@ -44,7 +46,7 @@ def load_tokenizer(directory: Path) -> Any:
 
 def load_config(directory: Path) -> Any:
     """The transformers config of a model directory."""
-    return AutoConfig.from_pretrained(directory)
+    return AutoConfig.from_pretrained(base_of(directory))
 
 
 def load_model(directory: Path, device: str = "auto", *, dtype: torch.dtype | None = None) -> Any:
@@ -55,7 +57,11 @@ def load_model(directory: Path, device: str = "auto", *, dtype: torch.dtype | No
     """
     place = pick_device(device)
     logging.disable_progress_bar()
-    Store(directory)  # finds damaged and pickled weights, and says so in one line
+    store = open_store(directory)  # finds damaged and pickled weights, and says so in one line
+    if isinstance(store, MergedStore):
+        model = load_model(store.directory, device, dtype=dtype)
+        store.merge_into(model)
+        return model
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else load_config(directory).dtype or torch.bfloat16
     try:

@@ -84,6 +84,12 @@ class Store:
             raise CheckpointError(f"weights are stored as {odd[0]}; wanted one of {', '.join(FLOATS)}: unquantise them")
         for name, shape in wanted.items():
             if name not in self.shapes:
+                joined = name.partition(".experts.")[0] + ".experts.gate_up_proj"
+                if joined in self.shapes:
+                    raise CheckpointError(
+                        f"the experts are stored joined ({joined}); wanted each expert's matrices apart, as "
+                        "transformers' save_pretrained writes them: load the model there and save it again"
+                    )
                 raise CheckpointError(
                     f"tensor {name} is missing{closest(name, self.shapes)}; the checkpoint is incomplete"
                 )

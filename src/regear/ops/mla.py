@@ -32,7 +32,7 @@ def latent_attention(
         key_up_GDR: key up-projection by group, [G, D, r_k].
         value_up_GDR: value up-projection by group, [G, D, r_v].
         frequency_P: RoPE frequencies, [D / 2].
-        key_gain_D: gain of a k_norm over each head, if there is one.
+        key_gain_D: gain of a k_norm over each head, [D], or over all groups at once, [G * D], if there is one.
     """
     tokens, heads, width = query_THD.shape
     groups, _, key_rank = key_up_GDR.shape
@@ -44,9 +44,11 @@ def latent_attention(
             query = rotate_pairs(query_THD[t, head], t * frequency_P)
             scores, values = [], []
             for s in range(t + 1):
-                key = key_up_GDR[group] @ latent_TR[s, :key_rank] + key_bias_GD[group]
+                keys_GD = key_up_GDR @ latent_TR[s, :key_rank] + key_bias_GD
                 if key_gain_D is not None:
-                    key = key_gain_D * key / (key.square().mean() + eps).sqrt()
+                    normed = keys_GD if len(key_gain_D) > width else keys_GD[group]
+                    keys_GD = key_gain_D.view(-1, width) * keys_GD / (normed.square().mean() + eps).sqrt()
+                key = keys_GD[group]
                 scores.append(query @ rotate_pairs(key, s * frequency_P) / width**0.5)
                 rest = latent_TR[s, latent_TR.shape[1] - value_rank :]
                 values.append(value_up_GDR[group] @ rest + value_bias_GD[group])

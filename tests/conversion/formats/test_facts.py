@@ -3,7 +3,7 @@
 import pytest
 
 from regear.conversion.formats.facts import server_facts
-from tests.canonical import canonical_config
+from tests.canonical import MIXTURE, canonical_config
 
 
 def facts(**changes):
@@ -46,6 +46,7 @@ def test_scaled_rope_is_served_by_transformers_only():
     [
         ({}, "yes, from latents"),
         ({"latent_ranks": [[10] * 3, [6] * 3, [8] * 3]}, "one width for all layers"),
+        (MIXTURE, "not tried"),
     ],
 )
 def test_own_format_in_vllm(changes, answer):

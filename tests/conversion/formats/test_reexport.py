@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM
 import regear
 import regear.models
 from regear.core.errors import CheckpointError, IncompatibleModel, RecipeError
+from regear.models.adapter import source_digest
+from regear.models.load import load_model
 from regear.models.store import Store
-from tests.canonical import canonical_model
-from tests.tiny import byte_tokenizer, small
+from tests.canonical import MIXTURE, canonical_model
+from tests.tiny import byte_tokenizer, make_adapter, small
 
 STRANGER = """
 import json, sys, torch
@@ -99,12 +101,26 @@ def test_there_and_back_is_what_healing_starts_from(tmp_path, text, cache):
     assert record["chosen"]["from"]["chosen"]["from"]["format"] == "deepseek_v3"
 
 
-def test_a_padded_regear_mla_checkpoint_is_the_same_model(tmp_path, text, cache):
-    model = checkpoint(tmp_path / "mla", bias=True, latent_ranks=[[10] * 3, [6] * 3, [8] * 3])
+@pytest.mark.parametrize("changes", [{"bias": True}, {"post_norm": True}, MIXTURE], ids=["bias", "after", "mixture"])
+def test_a_padded_regear_mla_checkpoint_is_the_same_model(changes, tmp_path, text, cache):
+    model = checkpoint(tmp_path / "mla", **changes, latent_ranks=[[10] * 3, [6] * 3, [8] * 3])
     regear.convert(tmp_path / "mla", tmp_path / "out", *small(text, 600), "convert.latent_pad=12")
     ids, padded = torch.randint(0, 256, (1, 30)), load(tmp_path / "out")
     torch.testing.assert_close(padded(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
     assert padded.config.kv_lora_rank == 12
+
+
+def test_an_adapter_of_an_mla_checkpoint_is_merged_on_the_way(tmp_path, text, cache):
+    model = checkpoint(tmp_path / "mla")
+    targets = ["self_attn.q_proj", "self_attn.kv_b_proj", "mlp.down_proj"]
+    adapter = make_adapter(tmp_path / "mla", tmp_path / "mine", targets)
+    result = regear.convert(adapter, tmp_path / "out", *small(text, 600), "convert.format=deepseek_v3")
+    assert result["kl"] < 1e-5
+    ids, merged = torch.randint(0, 256, (1, 30)), load_model(adapter, "cpu")
+    found = load(tmp_path / "out")(ids).logits
+    torch.testing.assert_close(found, merged(ids).logits, atol=1e-3, rtol=1e-3)
+    assert (found - model(ids).logits).abs().max() > 0.1
+    assert json.loads((tmp_path / "out" / "regear.json").read_text())["model"] == source_digest(adapter)
 
 
 def test_a_float16_source_is_written_in_bfloat16_with_a_warning(tmp_path, text, cache, capsys):

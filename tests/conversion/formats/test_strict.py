@@ -14,7 +14,7 @@ from regear.conversion.formats.strict import STRICT
 from regear.conversion.formats.write import in_format, output_dtype, write
 from regear.core.errors import CheckpointError, IncompatibleModel, RecipeError
 from regear.models.store import Store
-from tests.canonical import canonical_model
+from tests.canonical import MIXTURE, canonical_model
 from tests.tiny import LLAMA3_ROPE
 
 UNEVEN = [[10] * 3, [6] * 3, [8] * 3]
@@ -186,9 +186,11 @@ def test_untying_adds_one_table_and_youtu_can_do_without(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"bias": True}, "a bias on queries, a bias on keys or values, a bias on the attention output"),
+        ({"bias": True}, "a bias on queries, a bias on keys and values, a bias on the attention output"),
         ({"mlp_bias": True}, "a bias on the MLP"),
         ({"qk_norm": True}, "a norm on queries"),
+        ({"post_norm": True}, "norms after attention and MLP"),
+        (MIXTURE, "softmax routing over experts"),
         ({"hidden_act": "gelu"}, "the activation gelu"),
         ({"rope_pairs": [[0, 0]] * 3}, "rotated frequencies"),
         ({"rope_pairs": [[1, 3]] * 3}, "rotated frequencies"),

@@ -65,6 +65,8 @@ def kernels(config: dict[str, Any], ranks: list[int], rope: int) -> list[list[st
     own = config["model_type"] == "regear_mla"
     rows = [["transformers" + (", `trust_remote_code=True`" if own else ""), "yes"]]
     backend = "vLLM, `--model-impl transformers`" + (" `--trust-remote-code`" if own else "")
+    if own and config.get("expert_layers"):
+        return [*rows, [backend, "not tried with routed experts"], SGLANG_OWN]
     if own and (not rope or len(set(ranks)) > 1):
         why = "keys turn after they are rebuilt" if not rope else "its MLA kernels take one width for all layers"
         return [*rows, [backend, f"yes, but with whole keys and values in its cache: {why}"], SGLANG_OWN]

@@ -13,6 +13,7 @@ from regear.conversion.formats import fold
 from regear.conversion.formats.canonical import NEUTRAL_EPS, Geometry, layer_of, padded, require, source_head_dim
 from regear.conversion.formats.view import Checkpoint, Entry, View
 from regear.core.errors import CheckpointError, IncompatibleModel
+from regear.models.strict import part_obstacles
 
 STRICT = ("deepseek_v3", "youtu")
 KEPT = ("max_position_embeddings", "initializer_range", "hidden_act", "attention_dropout")
@@ -42,16 +43,9 @@ RESIDUAL = (EMBED, "self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 def obstacles(config: dict[str, Any]) -> list[str]:
     """What of a decoupled checkpoint the strict formats have no place for, in plain words."""
-    biases = {"q_bias": "queries", "kv_bias": "keys or values", "o_bias": "the attention output", "mlp_bias": "the MLP"}
-    found = [f"a bias on {place}" for key, place in biases.items() if config.get(key)]
+    found = part_obstacles(config)
     if config.get("qk_norm"):
         found.append("a norm on queries")
-    if config.get("post_norm"):
-        found.append("norms after attention and MLP instead of before")
-    if config.get("expert_layers"):
-        found.append("softmax routing over experts")
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        found.append(f"the activation {config['hidden_act']}")
     if rope_base(config) is None:
         found.append("rotated frequencies other than 0, n, 2n, … in every layer")
     return found

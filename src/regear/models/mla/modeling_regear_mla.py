@@ -18,6 +18,9 @@ Decoupled RoPE (`rope_mode: decoupled`), the form of DeepSeek-V2 and V3:
 
 `norm` stands there because servers recognise the layer by it; its eps is so large that it changes nothing.
 
+Around attention a layer is as its source has it: norms before attention and MLP or after them (`post_norm`), a gated
+MLP, or in the layers of `expert_layers` Qwen3-MoE's routed experts.
+
 Shape letters: B batch, S new tokens, T cached and new tokens, H query heads, G key/value heads, D head width,
 N and P the parts of a head without and with rotation, V value width, R latent width.
 """
@@ -62,6 +65,13 @@ class RegearMlaConfig(LlamaConfig):
     kv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False
+    qk_norm_width: str = "head"  # or "all": a token's queries (keys) are normed as one vector
+    post_norm: bool = False
+    expert_layers: list | None = None
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = False
     rope_mode: str = "exact"
     source_head_dim: int | None = None
     rope_dim: int | None = None
@@ -103,6 +113,10 @@ class RegearMlaConfig(LlamaConfig):
             raise ValueError("decoupled RoPE has joint latents: wanted latent ranks [r, r, r]")
         if not all((self.nope_dim, self.value_dim, self.rope_dim)) or self.rope_dim % 2:
             raise ValueError("decoupled RoPE needs nope_dim, value_dim and an even rope_dim")
+        if self.qk_norm and self.qk_norm_width != "head":
+            raise ValueError(
+                f"decoupled RoPE norms each head's queries: qk_norm_width {self.qk_norm_width!r} is not held"
+            )
         if self.num_key_value_heads != self.num_attention_heads:
             raise ValueError(
                 "decoupled RoPE gives every head keys of its own: num_key_value_heads must count all heads"
@@ -151,12 +165,19 @@ class RegearMlaAttention(LatentAttention):
         self.v_b_proj = nn.Linear(self.value_rank, branch, bias=config.kv_bias)
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.o_bias)
         if config.qk_norm:
-            self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
-            self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            widths = (queries, branch) if config.qk_norm_width == "all" else (self.head_dim, self.head_dim)
+            self.q_norm, self.k_norm = (LlamaRMSNorm(width, eps=config.rms_norm_eps) for width in widths)
 
     def heads(self, flat: torch.Tensor) -> torch.Tensor:
         """[B, T, N * D] → [B, N, T, D]."""
         return flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def normed(self, flat: torch.Tensor, name: str) -> torch.Tensor:
+        """Heads after `q_norm` or `k_norm`, where the model has them: [B, T, N * D] → [B, N, T, D]."""
+        if not self.config.qk_norm:
+            return self.heads(flat)
+        norm = getattr(self, name)
+        return self.heads(norm(flat)) if self.config.qk_norm_width == "all" else norm(self.heads(flat))
 
     def forward(
         self,
@@ -168,14 +189,12 @@ class RegearMlaAttention(LatentAttention):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, length, _ = hidden_states.shape
-        query_BHSD = self.heads(self.q_proj(hidden_states))
+        query_BHSD = self.normed(self.q_proj(hidden_states), "q_norm")
         latent = self.kv_a_proj(hidden_states).unsqueeze(1)
         if past_key_values is not None:
             latent, _ = past_key_values.update(latent, latent[..., :0], self.layer_idx)
         latent = latent.squeeze(1)  # [B, T, r]
-        key_BGTD = self.heads(self.k_b_proj(latent[..., : self.key_rank]))
-        if self.config.qk_norm:
-            query_BHSD, key_BGTD = self.q_norm(query_BHSD), self.k_norm(key_BGTD)
+        key_BGTD = self.normed(self.k_b_proj(latent[..., : self.key_rank]), "k_norm")
         query_BHSD = rotate(query_BHSD, position_embeddings)
         key_BGTD = rotate(key_BGTD, self.fit(key_rotary or position_embeddings, latent.shape[1]))
         value_latent = latent[..., self.rank - self.value_rank :]
@@ -338,17 +357,35 @@ class RegearMlaDecoupledAttention(LatentAttention):
         return output, None if weights is None else weights.reshape(batch, heads, length, -1)
 
 
+def experts(config: RegearMlaConfig) -> nn.Module:
+    """Qwen3-MoE's routed MLP; checkpoints keep each expert's matrices apart, transformers joins them on loading."""
+    from transformers import conversion_mapping as mapping
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+
+    rules = mapping.get_checkpoint_conversion_mapping("qwen3_moe")
+    mapping.register_checkpoint_conversion_mapping(config.model_type, rules, overwrite=True)
+    return Qwen3MoeSparseMoeBlock(config)
+
+
 class RegearMlaDecoderLayer(LlamaDecoderLayer):
-    """A Llama layer around latent attention."""
+    """A layer of the source around latent attention."""
 
     def __init__(self, config: RegearMlaConfig, layer_idx: int) -> None:
         super(LlamaDecoderLayer, self).__init__()
-        self.hidden_size = config.hidden_size
+        self.hidden_size, self.post_norm = config.hidden_size, config.post_norm
         attention = RegearMlaDecoupledAttention if config.rope_mode == "decoupled" else RegearMlaAttention
         self.self_attn = attention(config, layer_idx)
-        self.mlp = LlamaMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = experts(config) if layer_idx in (config.expert_layers or ()) else LlamaMLP(config)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        other = "post_feedforward_layernorm" if self.post_norm else "input_layernorm"
+        setattr(self, other, LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps))
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        if not self.post_norm:
+            return super().forward(hidden_states, **kwargs)
+        attended, _ = self.self_attn(hidden_states, **kwargs)
+        hidden_states = hidden_states + self.post_attention_layernorm(attended)
+        return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states))
 
 
 class RegearMlaPreTrainedModel(LlamaPreTrainedModel):
@@ -366,13 +403,20 @@ class RegearMlaPreTrainedModel(LlamaPreTrainedModel):
     _can_record_outputs = {"hidden_states": RegearMlaDecoderLayer, "attentions": LatentAttention}  # noqa: RUF012
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if getattr(module, "variance_epsilon", None) == self.config.latent_norm_eps:
             init.constant_(module.weight, self.config.latent_norm_eps**0.5)
         if isinstance(module, RegearMlaDecoupledAttention) and module.config.qk_norm:
             init.ones_(module.q_norm_weight)
             init.normal_(module.q_up, std=module.config.source_head_dim**-0.5)
+        if type(module).__name__ in ("Qwen3MoeExperts", "Qwen3MoeTopKRouter"):
+            for parameter in module.parameters(recurse=False):
+                init.normal_(parameter, mean=0.0, std=self.config.initializer_range)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
 
 
 class RegearMlaModel(RegearMlaPreTrainedModel, LlamaModel):
