@@ -8,15 +8,17 @@ Going down, each layer is run again from its stored input, so memory stays at on
 import fcntl
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from regear.conversion.collect import COLLECTORS, Collector, Seen
+from regear.conversion.collect import COLLECTORS, Attended, Collector, Seen
 from regear.conversion.head import drawn_gradient
 from regear.conversion.stream import Batch, Source
 from regear.core.errors import RegearError
+from regear.models.families import SourceSpec
 from regear.models.store import write_shard
 from regear.models.tensorfile import TensorFile, layout_of, whole, write_tensors
 
@@ -60,10 +62,10 @@ def calibrate(
         seed: of the targets drawn from the model for the Fisher information.
         progress: told the pass, the layer done, and how many there are.
     """
-    kinds = [COLLECTORS[name].load() for name in collectors]
-    upward = [kind for kind in kinds if not kind.gradient]
-    downward = [kind for kind in kinds if kind.gradient]
-    layers = source.spec.layers
+    upward, downward = Pass([]), Pass([])
+    for name in sorted(collectors):
+        kind = COLLECTORS[name].load()
+        (downward if kind.gradient else upward).rows.append((name, kind))
     work = place / "work"
     work.mkdir(parents=True, exist_ok=True)
     with open(place / "lock", "w") as lock:
@@ -74,14 +76,29 @@ def calibrate(
             shutil.rmtree(work, ignore_errors=True)  # a mistake would be found again: nothing to go on from
             raise
         shutil.rmtree(work, ignore_errors=True)
-    return Statistics(place, layers, ("up", "down") if downward else ("up",))
+    return Statistics(place, source.spec.layers, [one.name for one in (upward, downward) if one.rows])
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The collectors of one pass; what they find is kept under their names, so that another set is another file."""
+
+    rows: list[tuple[str, type[Collector]]]
+
+    @property
+    def name(self) -> str:
+        return "+".join(name for name, _ in self.rows)
+
+    def start(self, spec: SourceSpec) -> list[Collector]:
+        """Fresh collectors for one layer."""
+        return [kind(spec) for _, kind in self.rows]
 
 
 def _gather(
     source: Source,
     data: Sequence[Batch],
-    upward: Sequence[type[Collector]],
-    downward: Sequence[type[Collector]],
+    upward: Pass,
+    downward: Pass,
     place: Path,
     work: Path,
     seed: int,
@@ -90,11 +107,11 @@ def _gather(
     """Whatever the cache still lacks."""
     layers = source.spec.layers
     work.mkdir(parents=True, exist_ok=True)
-    down_done = all(_file(place, "down", i).exists() for i in range(layers))
-    lacks_inputs = bool(downward) and not down_done and not _file(work, "input", layers).exists()
-    if lacks_inputs or not all(_file(place, "up", i).exists() for i in range(layers)):
-        _climb(source, data, upward, bool(downward), place, work, progress)
-    if downward and not down_done:
+    down_done = not downward.rows or all(_file(place, downward.name, i).exists() for i in range(layers))
+    lacks_inputs = not down_done and not _file(work, "input", layers).exists()
+    if lacks_inputs or not all(_file(place, upward.name, i).exists() for i in range(layers)):
+        _climb(source, data, upward, not down_done, place, work, progress)
+    if not down_done:
         _descend(source, data[::GRADIENT_STRIDE], downward, place, work, seed, progress)
 
 
@@ -114,41 +131,69 @@ def _restore(path: Path, source: Source) -> list[torch.Tensor]:
 
 
 class Tap:
-    """Catches what the attention projections of one layer put out, before any norm, rotation or bias."""
+    """Catches what the attention projections of one layer put out, and what goes into RoPE and into the output."""
 
     def __init__(self, layer: Any) -> None:
+        self.attention = layer.self_attn
         self.outputs: dict[str, torch.Tensor] = {}
-        self.biases: dict[str, torch.Tensor | None] = {}
-        for name in ("q_proj", "k_proj", "v_proj"):
-            module = getattr(layer.self_attn, name)
-            self.biases[name] = module.bias
-            module.register_forward_hook(self._hook(name))
+        self.inputs: dict[str, torch.Tensor] = {}
+        for name in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "o_proj"):
+            module = getattr(self.attention, name, None)
+            if module is not None:
+                module.register_forward_hook(self._hook(name))
 
     def _hook(self, name: str) -> Callable[[Any, Any, torch.Tensor], None]:
         def catch(module: Any, arguments: Any, output: torch.Tensor) -> None:
-            self.outputs[name] = output
+            self.inputs[name], self.outputs[name] = arguments[0], output
 
         return catch
 
     def seen(self, batch: Batch, gradients: Sequence[torch.Tensor] | None = None) -> Seen:
-        """The last run's outputs at real tokens."""
+        """The last run's projections at real tokens, without the biases of keys and values."""
         real = batch.real
+        flat = {name: self._rows(self.outputs[f"{name}_proj"], real) for name in "qkv"}
+        for name in "kv":
+            bias = getattr(self.attention, f"{name}_proj").bias
+            flat[name] = flat[name] if bias is None else flat[name] - bias.detach().cpu()
+        found = None if gradients is None else torch.cat([self._rows(g, real) for g in gradients], -1)
+        return Seen(flat["q"], torch.cat([flat["k"], flat["v"]], -1), batch.weight[real], found)
 
-        def flat(name: str) -> torch.Tensor:
-            rows = self.outputs[name].detach()[real.to(self.outputs[name].device)].cpu()
-            bias = self.biases[name]
-            return rows if bias is None or name == "q_proj" else rows - bias.detach().cpu()
+    def windows(self, batch: Batch, seen: Seen, gradient: torch.Tensor, rotary: torch.Tensor) -> list[Attended]:
+        """The last run's attention, window by window.
 
-        found = None if gradients is None else torch.cat([g[real.to(g.device)].cpu() for g in gradients], -1)
-        outputs = torch.cat([flat("k_proj"), flat("v_proj")], -1)
-        return Seen(flat("q_proj"), outputs, batch.weight[real], found)
+        Args:
+            seen: of the same run.
+            gradient: in the mixed values, [B, T, H * d].
+            rotary: e^{iωt}, [T, d / 2].
+        """
+        normed = hasattr(self.attention, "q_norm")
+        names = ("q_norm", "k_norm", "v_proj") if normed else ("q_proj", "k_proj", "v_proj")
+        query, key, value = (self._rows(self.outputs[name].flatten(2), batch.real) for name in names)
+        mixed, inputs = (self._rows(x, batch.real) for x in (gradient, self.inputs["k_proj"]))
+        lengths = batch.real.sum(-1).tolist()
+        flat = (query, key, value, mixed, seen.outputs, seen.weight, inputs, seen.queries)
+        width = self.attention.head_dim
+        found = []
+        for q, k, v, g, out, weight, x, raw in zip(*(part.split(lengths) for part in flat), strict=True):
+            heads = [part.unflatten(-1, (-1, width)).transpose(0, 1) for part in (q, k, v, g, raw)]
+            keys, values = out.chunk(2, -1)
+            before = (x, heads[4]) if normed else None
+            scale = float(self.attention.scaling)
+            found.append(
+                Attended(heads[0], heads[1], heads[2], heads[3], rotary[: len(q)], scale, keys, values, weight, before)
+            )
+        return found
+
+    @staticmethod
+    def _rows(table: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        return table.detach()[real.to(table.device)].cpu()
 
 
 @torch.no_grad()
 def _climb(
     source: Source,
     data: Sequence[Batch],
-    kinds: Sequence[type[Collector]],
+    kinds: Pass,
     keep_inputs: bool,
     place: Path,
     work: Path,
@@ -163,7 +208,7 @@ def _climb(
     for index in range(start, layers):
         if keep_inputs:
             _save(_file(work, "input", index), hidden[::GRADIENT_STRIDE])
-        write_shard(_file(place, "up", index), _layer_up(source, index, data, kinds, hidden))
+        write_shard(_file(place, kinds.name, index), _layer_up(source, index, data, kinds, hidden))
         _save(_file(work, "after", index), hidden)
         _file(work, "after", index - 1).unlink(missing_ok=True)
         progress("calibrate", index + 1, layers)
@@ -173,12 +218,12 @@ def _climb(
 
 
 def _layer_up(
-    source: Source, index: int, data: Sequence[Batch], kinds: Sequence[type[Collector]], hidden: list[torch.Tensor]
+    source: Source, index: int, data: Sequence[Batch], kinds: Pass, hidden: list[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Run one layer, which moves `hidden` on; its statistics. The layer's weights are gone when this returns."""
     layer = source.layer(index)
     tap = Tap(layer)
-    collectors = [kind(source.spec) for kind in kinds]
+    collectors = kinds.start(source.spec)
     for number, batch in enumerate(data):
         hidden[number] = source.run(layer, hidden[number])
         seen = tap.seen(batch)
@@ -203,7 +248,7 @@ def _resume(source: Source, layers: int, work: Path, keep_inputs: bool) -> tuple
 def _descend(
     source: Source,
     data: Sequence[Batch],
-    kinds: Sequence[type[Collector]],
+    kinds: Pass,
     place: Path,
     work: Path,
     seed: int,
@@ -211,7 +256,7 @@ def _descend(
 ) -> None:
     """Down the layers, from the gradient of the loss with targets drawn from the model itself."""
     layers = source.spec.layers
-    done = [i for i in range(layers) if _file(place, "down", i).exists() and _file(work, "gradient", i).exists()]
+    done = [i for i in range(layers) if _file(place, kinds.name, i).exists() and _file(work, "gradient", i).exists()]
     if done:
         top, flow = min(done), _restore(_file(work, "gradient", min(done)), source)
     else:
@@ -221,7 +266,7 @@ def _descend(
         found = _layer_down(source, index, data, kinds, inputs, flow)
         if index:
             _save(_file(work, "gradient", index), flow)
-        write_shard(_file(place, "down", index), found)
+        write_shard(_file(place, kinds.name, index), found)
         _file(work, "gradient", index + 1).unlink(missing_ok=True)
         progress("curvature", layers - index, layers)
 
@@ -230,21 +275,22 @@ def _layer_down(
     source: Source,
     index: int,
     data: Sequence[Batch],
-    kinds: Sequence[type[Collector]],
+    kinds: Pass,
     inputs: list[torch.Tensor],
     flow: list[torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """Run one layer again from its inputs and move `flow`, the gradient in its output, down to its input."""
     layer = source.layer(index)
     tap = Tap(layer)
-    collectors = [kind(source.spec) for kind in kinds]
+    collectors = kinds.start(source.spec)
     for number, batch in enumerate(data):
         with torch.enable_grad():
             entry = inputs[number].requires_grad_()
             output = source.run(layer, entry)
-        keys, values = tap.outputs["k_proj"], tap.outputs["v_proj"]
-        flow[number], *gradients = torch.autograd.grad(output, [entry, keys, values], flow[number])
+        places = [entry, tap.outputs["k_proj"], tap.outputs["v_proj"], tap.inputs["o_proj"]]
+        flow[number], *gradients, mixed = torch.autograd.grad(output, places, flow[number])
         seen = tap.seen(batch, gradients)
+        seen = replace(seen, windows=tap.windows(batch, seen, mixed, source.phases(batch.ids.shape[1])))
         for collector in collectors:
             collector.add(seen)
     return {k: v for c in collectors for k, v in c.state().items()}

@@ -5,6 +5,7 @@ gradients sees the gradients of the loss in the same places too. Its `state()` i
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,17 +14,49 @@ from regear.core.registry import Row, Table
 from regear.models.families import SourceSpec
 from regear.ops.fisher import kronecker_fisher
 from regear.ops.gram import Moments
+from regear.ops.rope import Heads
+
+
+@dataclass(frozen=True)
+class Attended(Heads):
+    """One window's attention with what its keys and values were made from.
+
+    Shapes: keys, values (before any norm, rotation or bias) [T, W / 2]; weight [T]; `before`, with a key norm: the
+    layer's inputs [T, D] and the queries before their norm [H, T, d].
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    weight: torch.Tensor
+    before: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def layer_inputs(self) -> torch.Tensor:
+        """[T, D]."""
+        return self._before()[0]
+
+    def raw(self) -> torch.Tensor:
+        """[H, T, d]."""
+        return self._before()[1]
+
+    def _before(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.before is None:
+            raise ValueError("only models that norm their keys keep what was before")
+        return self.before
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Flattened over real tokens. Shapes: queries [N, H*d]; outputs (keys and values before any norm or rotation,
-    without bias) [N, W]; weight [N]; gradients in the outputs [N, W], or None."""
+    """Flattened over real tokens, but for `windows`, which are given only where gradients are.
+
+    Shapes: queries [N, H*d]; outputs (keys and values before any norm or rotation, without bias) [N, W]; weight [N];
+    gradients in the outputs [N, W], or None.
+    """
 
     queries: torch.Tensor
     outputs: torch.Tensor
     weight: torch.Tensor
     gradients: torch.Tensor | None = None
+    windows: Sequence[Attended] = ()
 
 
 class Collector(ABC):
@@ -98,5 +131,6 @@ COLLECTORS = Table(
         Row("kv-moments", None, "regear.conversion.collect:KvMoments", "Gram and mean of keys and values"),
         Row("query-energy", None, "regear.conversion.collect:QueryEnergy", "mean square of the queries"),
         Row("kv-fisher", None, "regear.conversion.collect:KvFisher", "curvature of the loss in keys and values"),
+        Row("rope-curvature", None, "regear.conversion.rope_curvature:RopeCurvature", "what keys lose without RoPE"),
     ],
 )

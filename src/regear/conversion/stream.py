@@ -82,6 +82,12 @@ class Source(Layers):
         output = layer(hidden_BTD, attention_mask=None, position_ids=positions, position_embeddings=rotary)
         return output[0] if isinstance(output, tuple) else output
 
+    def phases(self, length: int) -> torch.Tensor:
+        """What RoPE multiplies the pairs of a head by at each position, e^{iωt}, [T, d / 2]."""
+        positions = torch.arange(length, device=self.device).unsqueeze(0)
+        cos, sin = (part[0, :, : self.spec.head_dim // 2].cpu() for part in self.rotary(torch.zeros(1), positions))
+        return torch.complex(cos, sin)
+
 
 @contextmanager
 def edited(layer: nn.Module, change: Change) -> Iterator[None]:
