@@ -152,8 +152,8 @@ def exact_tensors(
     return tensors | {name: bias for name, bias in zip(names, biases, strict=True) if bias is not None}
 
 
-def exact_config(store: Store, spec: SourceSpec, ranks: Sequence[Sequence[int]], dtype: str) -> Any:
-    """The config of the exact form; `ranks` are `[r, r_k, r_v]` by layer."""
+def exact_config(store: Store, spec: SourceSpec, ranks: Sequence[Sequence[int]], dtype: str, **changes: Any) -> Any:
+    """The config of the exact form, or with `changes` another's; `ranks` are `[r, r_k, r_v]` by layer."""
     source = {**load_config(store.directory).to_dict(), **store.config}  # what is left out means the family's default
     kept = ("max_position_embeddings", "rms_norm_eps", "initializer_range", "hidden_act", "attention_dropout")
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -161,7 +161,7 @@ def exact_config(store: Store, spec: SourceSpec, ranks: Sequence[Sequence[int]],
     rope["rope_type"] = spec.rope_type
     rope.setdefault("rope_theta", source.get("rope_theta", 10000.0))
     make: Any = modeling.RegearMlaConfig
-    return make(
+    values: dict[str, Any] = dict(
         **{key: source[key] for key in kept if source.get(key) is not None},
         **{key: source.get(key) for key in tokens},
         architectures=["RegearMlaForCausalLM"],
@@ -186,6 +186,7 @@ def exact_config(store: Store, spec: SourceSpec, ranks: Sequence[Sequence[int]],
         latent_ranks=[list(row) for row in ranks],
         dtype=dtype,
     )
+    return make(**(values | changes))
 
 
 def _mixture(experts: Experts | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from regear.conversion.calibrate import Statistics, calibrate
 from regear.conversion.directions import Directions
 from regear.conversion.export import DROPS, Replacement, exact_config, exact_shapes, exact_tensors, write_checkpoint
 from regear.conversion.factors import FACTORS
+from regear.conversion.formats.facts import server_facts
 from regear.conversion.latent import allocate, latent_ranks
 from regear.conversion.recipes import MlaConvertRecipe, MlaRecipe
 from regear.conversion.sizing import sizing
@@ -118,10 +119,12 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
 
     def _calibrate(self, texts: Texts, place: Path, progress: Progress) -> Statistics:
         # Moments are always gathered: the report's errors and every other factor's sweep read them.
-        names = sorted({"kv-moments", "query-energy", *FACTORS[self.recipe.convert.factor].collectors})
         weights = [window.weight for window in texts.windows["calibration"]]
         data = batches(texts.ids["calibration"], weights)
-        return calibrate(self.source, data, names, place, seed=self.recipe.seed, progress=progress)
+        return calibrate(self.source, data, self._collectors(), place, seed=self.recipe.seed, progress=progress)
+
+    def _collectors(self) -> list[str]:
+        return sorted({"kv-moments", "query-energy", *FACTORS[self.recipe.convert.factor].collectors})
 
     def _directions(self, value_weight: float, place: Path | None) -> Directions:
         recipe = self.recipe.convert
@@ -188,7 +191,8 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
             ),
             Plot("Output energy lost by layer", [Series("lost", layers, errors)], "layer", "share of E‖y‖²"),
         ]
-        return [table, self._costs(ranks)], plots
+        config = exact_config(self.store, self.spec, ranks, "float32").to_dict()
+        return [table, self._costs(ranks), server_facts(config)], plots
 
     def _costs(self, ranks: Sequence[Sequence[int]]) -> Section:
         """Arithmetic of one decoded token against the context: what keys that cannot be absorbed cost."""

@@ -15,6 +15,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "care-code": {"factor": "care", "branches": "separate", "allocate": "care_code"},
     "care-uniform": {"factor": "care", "branches": "joint", "allocate": "uniform"},
     "svd": {"factor": "svd", "branches": "joint", "allocate": "uniform"},
+    "transmla": {"rope": "decoupled", "factor": "balanced", "branches": "joint", "allocate": "uniform"},
+    "parity": {"rope": "decoupled", "kv_ratio": 1},
     "forward-only": {"factor": "attention", "branches": "joint", "allocate": "measured"},
 }
 
@@ -57,6 +59,9 @@ class MlaRecipe(Recipe):
     allocate: Literal["uniform", "care", "care_code", "energy", "measured", "curvature"] = "curvature"
     align: int = Field(1, ge=1)
     rope: Literal["exact", "decoupled"] = "exact"
+    rope_dim: Literal["auto"] | int = "auto"
+    rope_pairs: Literal["auto", "free", "grid"] = "auto"
+    freqfold: Literal["auto"] | int | None = None
     format: Literal["regear_mla", "deepseek_v3", "youtu"] = "regear_mla"
     latent_pad: int | None = Field(None, ge=1)
     dtype: Literal["source", "bfloat16", "float32"] = "source"
@@ -74,8 +79,9 @@ class MlaRecipe(Recipe):
             values = {**PRESETS[name], **values}
         if values.get("format", "regear_mla") != "regear_mla" and "rope" not in values:
             values = {**values, "rope": "decoupled"}
-        if values.get("factor", "fisher") != "fisher" and "allocate" not in values:
-            values = {**values, "allocate": "uniform"}
+        plain = values.get("factor", "fisher") != "fisher" or values.get("rope") == "decoupled"
+        if plain and "allocate" not in values:
+            values = {**values, "allocate": "uniform"}  # servers hold one latent width for all layers
         return values
 
     @field_validator("kv_ratio")
@@ -93,7 +99,39 @@ class MlaRecipe(Recipe):
     def _format_holds(self) -> "MlaRecipe":
         if self.format != "regear_mla" and self.rope != "decoupled":
             raise ValueError(f"format={self.format} holds decoupled keys only; found rope={self.rope}")
+        if self.format != "regear_mla" and self.allocate != "uniform":
+            raise ValueError(f"format={self.format} has one latent width for all layers; found {self.allocate}")
         return self
+
+    @model_validator(mode="after")
+    def _rope_fits(self) -> "MlaRecipe":
+        if self.rope == "exact":
+            for key in ("rope_dim", "rope_pairs", "freqfold"):
+                if getattr(self, key) not in (None, "auto"):
+                    raise ValueError(f"{key} belongs to rope=decoupled; found rope=exact")
+            if self.dtype != "source":
+                raise ValueError("rope=exact keeps the source's dtypes; found dtype=" + self.dtype)
+            return self
+        if self.factor == "attention":
+            raise ValueError("factor=attention weighs keys that turn; with rope=decoupled use fisher, balanced or care")
+        if self.branches != "joint":
+            raise ValueError(f"rope=decoupled has one latent for keys and values; found branches={self.branches}")
+        if self.freqfold is not None and self.factor == "fisher":
+            raise ValueError("freqfold belongs to components by energy: give factor=balanced, care or svd with it")
+        if self.rope_pairs == "free" and (self.format != "regear_mla" or self.factor != "fisher"):
+            raise ValueError(
+                "rope_pairs=free needs factor=fisher and format=regear_mla; others hold evenly spaced ones"
+            )
+        if isinstance(self.rope_dim, int) and (self.rope_dim < 2 or self.rope_dim % 2):
+            raise ValueError(f"rope_dim must be an even number of floats, found {self.rope_dim}")
+        if isinstance(self.freqfold, int) and self.freqfold < 1:
+            raise ValueError(f"freqfold must be at least 1, found {self.freqfold}")
+        return self
+
+    @property
+    def grid(self) -> bool:
+        """Whether the turning frequencies must be evenly spaced."""
+        return self.rope_pairs == "grid" or self.format != "regear_mla" or self.factor != "fisher"
 
     @model_validator(mode="after")
     def _fits(self) -> "MlaRecipe":

@@ -9,7 +9,7 @@ CONVERSIONS = Table(
         Row(
             "mla",
             MlaConvertRecipe,
-            "regear.conversion.mla:MlaConversion",
+            "regear.conversion.mla_decoupled:open_mla",
             "grouped-query attention → multi-head latent attention",
         ),
     ],
