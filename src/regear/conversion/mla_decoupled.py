@@ -151,6 +151,10 @@ class DecoupledConversion(MlaConversion):
         rows = allocate(self.recipe.convert, spectra, left, self._high(turning), None)
         self.widths = [row[0] for row in rows]
 
+    def widen(self) -> None:
+        """Give every latent all that it can hold, whatever the budget: what is left is the cost of partial RoPE."""
+        self.widths = [self._high(self.parts.turning)] * self.spec.layers
+
     def variant(self) -> Variant:
         """The converted model as a variant of the source."""
         directions, ranks = self.parts, list(self.widths)

@@ -15,6 +15,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "care-code": {"factor": "care", "branches": "separate", "allocate": "care_code"},
     "care-uniform": {"factor": "care", "branches": "joint", "allocate": "uniform"},
     "svd": {"factor": "svd", "branches": "joint", "allocate": "uniform"},
+    "decoupled": {"rope": "decoupled"},
+    "decoupled-grid": {"rope": "decoupled", "rope_pairs": "grid"},
     "transmla": {"rope": "decoupled", "factor": "balanced", "branches": "joint", "allocate": "uniform"},
     "parity": {"rope": "decoupled", "kv_ratio": 1},
     "forward-only": {"factor": "attention", "branches": "joint", "allocate": "measured"},
