@@ -27,6 +27,7 @@ from regear.core.recipe import validate
 from regear.core.report import Plot, Section, Series
 from regear.models.families import SourceSpec
 from regear.models.store import Store
+from regear.models.strict import APPROXIMATED, decoupled_obstacles, strict_obstacles
 from regear.models.tensorfile import DTYPES
 
 # Turning floats to try, as shares of a head, for components chosen freely and for evenly spaced ones.
@@ -71,6 +72,12 @@ class DecoupledConversion(MlaConversion):
 
     def _refuse(self) -> None:
         spec, recipe = self.spec, self.recipe.convert
+        found = decoupled_obstacles(spec)
+        if recipe.format != "regear_mla":
+            found = [words for words in strict_obstacles(spec) if words != APPROXIMATED]
+        if found:
+            other = "rope=exact" if decoupled_obstacles(spec) else "format=regear_mla"
+            raise IncompatibleModel(f"{recipe.format} has no place for {', '.join(found)}; use convert.{other}")
         if spec.qk_norm and recipe.factor != "fisher":
             raise IncompatibleModel(
                 f"keys with a norm are not linear in their inputs, which factor={recipe.factor} takes them to be; "
