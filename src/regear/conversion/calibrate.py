@@ -76,22 +76,35 @@ def calibrate(
             shutil.rmtree(work, ignore_errors=True)  # a mistake would be found again: nothing to go on from
             raise
         shutil.rmtree(work, ignore_errors=True)
-    return Statistics(place, source.spec.layers, [one.name for one in (upward, downward) if one.rows])
+    return Statistics(place, source.spec.layers, upward.names + downward.names)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """The collectors of one pass; what they find is kept under their names, so that another set is another file."""
+    """The collectors of one pass; what each finds in a layer is a file of its own."""
 
     rows: list[tuple[str, type[Collector]]]
 
     @property
-    def name(self) -> str:
-        return "+".join(name for name, _ in self.rows)
+    def names(self) -> list[str]:
+        return [name for name, _ in self.rows]
 
-    def start(self, spec: SourceSpec) -> list[Collector]:
+    def start(self, spec: SourceSpec) -> dict[str, Collector]:
         """Fresh collectors for one layer."""
-        return [kind(spec) for _, kind in self.rows]
+        return {name: kind(spec) for name, kind in self.rows}
+
+    def has(self, place: Path, index: int) -> bool:
+        """Whether a layer is done."""
+        return all(_file(place, name, index).exists() for name in self.names)
+
+    def missing(self, place: Path, layers: int) -> "Pass":
+        """The collectors that some layer lacks."""
+        return Pass([row for row in self.rows if not all(_file(place, row[0], i).exists() for i in range(layers))])
+
+
+def _save_layer(place: Path, index: int, collectors: dict[str, Collector]) -> None:
+    for name, collector in collectors.items():
+        write_shard(_file(place, name, index), collector.state())
 
 
 def _gather(
@@ -107,11 +120,11 @@ def _gather(
     """Whatever the cache still lacks."""
     layers = source.spec.layers
     work.mkdir(parents=True, exist_ok=True)
-    down_done = not downward.rows or all(_file(place, downward.name, i).exists() for i in range(layers))
-    lacks_inputs = not down_done and not _file(work, "input", layers).exists()
-    if lacks_inputs or not all(_file(place, upward.name, i).exists() for i in range(layers)):
-        _climb(source, data, upward, not down_done, place, work, progress)
-    if not down_done:
+    upward, downward = upward.missing(place, layers), downward.missing(place, layers)
+    lacks_inputs = bool(downward.rows) and not _file(work, "input", layers).exists()
+    if lacks_inputs or upward.rows:
+        _climb(source, data, upward, bool(downward.rows), place, work, progress)
+    if downward.rows:
         _descend(source, data[::GRADIENT_STRIDE], downward, place, work, seed, progress)
 
 
@@ -208,7 +221,7 @@ def _climb(
     for index in range(start, layers):
         if keep_inputs:
             _save(_file(work, "input", index), hidden[::GRADIENT_STRIDE])
-        write_shard(_file(place, kinds.name, index), _layer_up(source, index, data, kinds, hidden))
+        _save_layer(place, index, _layer_up(source, index, data, kinds, hidden))
         _save(_file(work, "after", index), hidden)
         _file(work, "after", index - 1).unlink(missing_ok=True)
         progress("calibrate", index + 1, layers)
@@ -219,7 +232,7 @@ def _climb(
 
 def _layer_up(
     source: Source, index: int, data: Sequence[Batch], kinds: Pass, hidden: list[torch.Tensor]
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Collector]:
     """Run one layer, which moves `hidden` on; its statistics. The layer's weights are gone when this returns."""
     layer = source.layer(index)
     tap = Tap(layer)
@@ -227,9 +240,9 @@ def _layer_up(
     for number, batch in enumerate(data):
         hidden[number] = source.run(layer, hidden[number])
         seen = tap.seen(batch)
-        for collector in collectors:
+        for collector in collectors.values():
             collector.add(seen)
-    return {k: v for c in collectors for k, v in c.state().items()}
+    return collectors
 
 
 def _resume(source: Source, layers: int, work: Path, keep_inputs: bool) -> tuple[int, list[torch.Tensor]]:
@@ -256,7 +269,7 @@ def _descend(
 ) -> None:
     """Down the layers, from the gradient of the loss with targets drawn from the model itself."""
     layers = source.spec.layers
-    done = [i for i in range(layers) if _file(place, kinds.name, i).exists() and _file(work, "gradient", i).exists()]
+    done = [i for i in range(layers) if kinds.has(place, i) and _file(work, "gradient", i).exists()]
     if done:
         top, flow = min(done), _restore(_file(work, "gradient", min(done)), source)
     else:
@@ -266,7 +279,7 @@ def _descend(
         found = _layer_down(source, index, data, kinds, inputs, flow)
         if index:
             _save(_file(work, "gradient", index), flow)
-        write_shard(_file(place, kinds.name, index), found)
+        _save_layer(place, index, found)
         _file(work, "gradient", index + 1).unlink(missing_ok=True)
         progress("curvature", layers - index, layers)
 
@@ -278,7 +291,7 @@ def _layer_down(
     kinds: Pass,
     inputs: list[torch.Tensor],
     flow: list[torch.Tensor],
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Collector]:
     """Run one layer again from its inputs and move `flow`, the gradient in its output, down to its input."""
     layer = source.layer(index)
     tap = Tap(layer)
@@ -291,9 +304,9 @@ def _layer_down(
         flow[number], *gradients, mixed = torch.autograd.grad(output, places, flow[number])
         seen = tap.seen(batch, gradients)
         seen = replace(seen, windows=tap.windows(batch, seen, mixed, source.phases(batch.ids.shape[1])))
-        for collector in collectors:
+        for collector in collectors.values():
             collector.add(seen)
-    return {k: v for c in collectors for k, v in c.state().items()}
+    return collectors
 
 
 def _head_gradient(

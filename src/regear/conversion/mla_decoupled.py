@@ -31,10 +31,10 @@ from regear.models.strict import APPROXIMATED, decoupled_obstacles, strict_obsta
 from regear.models.tensorfile import DTYPES
 
 # Turning floats to try, as shares of a head, for components chosen freely and for evenly spaced ones.
-FREE_SHARES = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2, 3, 4, 8)
+FREE_SHARES = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2)
 GRID_SHARES = (1 / 4, 1 / 2, 1)
 FOLDS = (1, 2, 4)
-SELECTION_WINDOWS = 6
+SELECTION_WINDOWS = 4
 
 
 class DecoupledConversion(MlaConversion):
@@ -96,6 +96,8 @@ class DecoupledConversion(MlaConversion):
         dims = sorted({2 * round(share * width / 2) for share in shares})
         most = spec.head_dim if recipe.grid else spec.branch_width
         if recipe.rope_dim == "auto":
+            if not recipe.grid and not spec.qk_norm and self._mean >= spec.kv_width:
+                return [Turning(recipe.factor, spec.branch_width)]  # every key turns and every value is held: no loss
             dims = [
                 dim for dim in dims if 2 <= dim <= min(most, self._mean // 2) and (not recipe.grid or width % dim == 0)
             ]

@@ -20,9 +20,9 @@ from regear.models.families import SourceSpec
 from regear.ops.fisher import kronecker_fisher
 from regear.ops.rope import Components, components, score_gradient, to_pairs, turned
 
-# Damping of the metric within a frequency and of ρ towards zero, as shares of the mean.
+# Damping of the metric within a frequency, and of ρ towards 1 (no rotation at all), as shares of the mean.
 PAIR_DAMP = 0.1
-SHRINK = 0.05
+SHRINK = 0.01
 # Ridge of the linear prediction of normed keys, as a share of the inputs' mean energy.
 INPUT_RIDGE = 1e-3
 
@@ -126,7 +126,7 @@ def fit_rotations(windows: list[Attended], basis: Components) -> torch.Tensor:
             for total, product in ((aa, a * a), (bb, b * b), (ab, a * b), (ay, a * y), (by, b * y)):
                 total[head] += window.weight.double() @ product
     shrink = SHRINK * (aa + bb) / 2 + 1e-300
-    aa, bb = aa + shrink, bb + shrink
+    aa, bb, ay = aa + shrink, bb + shrink, ay + shrink
     determinant = aa * bb - ab * ab
     return torch.complex((bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant)
 
