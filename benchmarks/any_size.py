@@ -120,7 +120,7 @@ def digests(directory: Path) -> dict[str, str]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b")
-    options.add_argument("--tokens", type=int, default=2500, help="of calibration")
+    options.add_argument("--tokens", type=int, default=2100, help="of calibration")
     options.add_argument("--no-kill", action="store_true", help="measure memory only")
     arguments = options.parse_args()
     home().mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def main() -> None:
         place = Path(folder)
         model = make(arguments.shape, place / "model", arguments.seed)
         words = [f"{use}.text=[{sysconfig.get_paths()['stdlib']}/{name}]" for use, name in TEXTS.items()]
-        words += [f"calibration.tokens={arguments.tokens}", "selection.tokens=500", "evaluation.tokens=1000"]
+        words += [f"calibration.tokens={arguments.tokens}", "selection.tokens=500", "evaluation.tokens=600"]
         plan = regear.convert(model, None, *words, to="mla", dry_run=True)
         start = time.monotonic()
         whole = convert(model, place / "a", place / "home-a", words)

@@ -20,7 +20,7 @@ from regear.models.store import Store
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 # A layer takes so many tokens at a time: what it computes in between is several times as wide as its input.
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 
 
 class Layers:

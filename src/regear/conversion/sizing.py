@@ -14,7 +14,7 @@ from regear.models.families import SourceSpec
 from regear.models.store import Store
 
 # Python with torch and transformers loaded, a tokenizer, and what the allocator keeps.
-BASE_BYTES = 600 << 20
+BASE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,12 @@ def sizing(store: Store, spec: SourceSpec, calibration: int, evaluation: int, *,
     layer = max(_layer_bytes(spec, index) for index in range(spec.layers))
     tensor = max(store.bytes_of([name]) for name in store.shapes if name.startswith("model.layers."))
     square, states = 8 * width**2, 4 * calibration * hidden
-    batch = 4 * BATCH_TOKENS * (4 * spec.intermediate + 8 * hidden + 4 * queries)
+    batch = 4 * BATCH_TOKENS * (3 * spec.intermediate + 4 * hidden + 2 * queries)
+    traced = 4 * BATCH_TOKENS * 6 * (spec.intermediate + hidden + queries)
     head = 2 * CHUNK_BYTES + 4 * 8 * BLOCK * CHUNK_ENTRIES
     rows = 2 * 4 * width * calibration // GRADIENT_STRIDE
     up = layer + tensor + states + batch + 3 * square + 3 * 8 * BATCH_TOKENS * width
-    down = layer + tensor + 2 * states // GRADIENT_STRIDE + rows + max(2 * batch, rows + 6 * square)
+    down = layer + tensor + 2 * states // GRADIENT_STRIDE + rows + max(traced, rows + 6 * square)
     factor = 10 * square + 4 * 8 * width * hidden + 4 * hidden * queries
     compared = 3 * 4 * evaluation * hidden
     stages = [up, factor, layer + tensor + batch + compared, compared + head]
