@@ -13,8 +13,9 @@ from regear.conversion.layers import BATCH_TOKENS
 from regear.models.families import SourceSpec
 from regear.models.store import Store
 
-# Python with torch and transformers loaded, a tokenizer, and what the allocator keeps.
+# Python with torch, transformers and a tokenizer; and what the allocator keeps beyond what is in use.
 BASE_BYTES = 512 << 20
+SLACK = 1.1
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def sizing(store: Store, spec: SourceSpec, calibration: int, evaluation: int, *,
     stages = [up, factor, layer + tensor + batch + compared, compared + head]
     stages += [down, 4 * states // GRADIENT_STRIDE + head] if gradients else []
     kept = 2 + (spec.layers + 4) // GRADIENT_STRIDE if gradients else 2
-    return Sizing(BASE_BYTES + max(stages), kept * states, spec.layers * square * (5 if gradients else 3))
+    return Sizing(
+        int(SLACK * (BASE_BYTES + max(stages))), kept * states, spec.layers * square * (5 if gradients else 3)
+    )
 
 
 def _layer_bytes(spec: SourceSpec, index: int) -> int:
