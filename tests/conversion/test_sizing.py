@@ -20,6 +20,20 @@ SHAPES = {
         num_attention_heads=32,
         num_key_value_heads=8,
     ),
+    "30b-a3b": LLAMA
+    | dict(
+        model_type="qwen3_moe",
+        num_hidden_layers=48,
+        hidden_size=2048,
+        intermediate_size=6144,
+        moe_intermediate_size=768,
+        num_experts=128,
+        num_experts_per_tok=8,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        vocab_size=151936,
+    ),
     "70b": LLAMA
     | dict(
         num_hidden_layers=80,
@@ -53,7 +67,11 @@ def headers_only(place, config):
 
 @pytest.mark.parametrize(
     ("shape", "parameters", "floats", "memory"),
-    [("8b", 8.0e9, 65536, (2e9, 5e9)), ("70b", 70.6e9, 163840, (6e9, 12e9))],
+    [
+        ("8b", 8.0e9, 65536, (2e9, 5e9)),
+        ("30b-a3b", 30.5e9, 49152, (2.5e9, 5e9)),
+        ("70b", 70.6e9, 163840, (6e9, 12e9)),
+    ],
 )
 def test_the_size_of_a_large_model_is_known_without_its_weights(shape, parameters, floats, memory, tmp_path):
     model = headers_only(tmp_path / "model", SHAPES[shape])
@@ -63,7 +81,7 @@ def test_the_size_of_a_large_model_is_known_without_its_weights(shape, parameter
     assert memory[0] < plan["memory_bytes"] < memory[1]  # a layer and the windows, not the model
     assert plan["memory_bytes"] < plan["output_bytes"]
     layers = SHAPES[shape]["num_hidden_layers"]
-    assert plan["cache_bytes"] == layers * 5 * 8 * 2048**2
+    assert plan["cache_bytes"] == layers * 5 * 8 * (floats // layers) ** 2
     fewer = regear.convert(model, None, "calibration.tokens=5000", to="mla", dry_run=True)
     assert fewer["scratch_bytes"] < plan["scratch_bytes"] / 6
     assert fewer["memory_bytes"] < plan["memory_bytes"]

@@ -38,9 +38,10 @@ def sizing(store: Store, spec: SourceSpec, calibration: int, evaluation: int, *,
     width, hidden, queries = spec.kv_width, spec.hidden, spec.heads * spec.head_dim
     layer = max(_layer_bytes(spec, index) for index in range(spec.layers))
     tensor = max(store.bytes_of([name]) for name in store.shapes if name.startswith("model.layers."))
+    inner = spec.experts.per_token * spec.experts.intermediate if spec.experts else spec.intermediate
     square, states = 8 * width**2, 4 * calibration * hidden
-    batch = 4 * BATCH_TOKENS * (3 * spec.intermediate + 4 * hidden + 2 * queries)
-    traced = 4 * BATCH_TOKENS * 6 * (spec.intermediate + hidden + queries)
+    batch = 4 * BATCH_TOKENS * (3 * inner + 4 * hidden + 2 * queries)
+    traced = 4 * BATCH_TOKENS * 6 * (inner + hidden + queries)
     head = 2 * CHUNK_BYTES + 4 * 8 * BLOCK * CHUNK_ENTRIES
     rows = 2 * 4 * width * calibration // GRADIENT_STRIDE
     up = layer + tensor + states + batch + 3 * square + 3 * 8 * BATCH_TOKENS * width
