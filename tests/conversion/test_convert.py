@@ -52,6 +52,19 @@ def test_killed_and_resumed_gives_the_same_bytes(stage, step, tiny, text, tmp_pa
     assert contents(tmp_path / "a" / "out") == contents(tmp_path / "b" / "out")
 
 
+@pytest.mark.parametrize(("stage", "step"), [("curvature", 2), ("select", 1)])
+def test_a_killed_strict_export_resumes_to_the_same_bytes(stage, step, tiny, text, tmp_path):
+    changes = [*small(text), "convert.format=deepseek_v3", "convert.kv_ratio=3/4"]
+    for name, home in (("a", "home"), ("b", "home2")):
+        at = (stage, step) if name == "b" else ("never", 0)
+        ended = run_killed(tiny("llama-tied"), tmp_path / name / "out", *at, changes, tmp_path / home)
+        assert ended.returncode == (-signal.SIGKILL if name == "b" else 0), ended.stderr
+    assert not (tmp_path / "b" / "out").exists()
+    resumed = run_killed(tiny("llama-tied"), tmp_path / "b" / "out", "never", 0, changes, tmp_path / "home2")
+    assert resumed.returncode == 0, resumed.stderr
+    assert contents(tmp_path / "a" / "out") == contents(tmp_path / "b" / "out")
+
+
 def test_the_output_is_complete_and_names_no_place(tiny, text, tmp_path, cache):
     regear.convert(tiny("llama"), tmp_path / "out", *small(text), to="mla")
     names = set(contents(tmp_path / "out"))
@@ -351,3 +364,17 @@ def test_a_swept_point_equals_the_written_checkpoint(tiny, text, tmp_path, cache
     written = regear.convert(tiny("qwen2"), tmp_path / "out", *small(text), to="mla")
     assert swept["points"][0]["ratio"] == pytest.approx(written["perplexity"]["ratio"], rel=1e-4)
     assert swept["points"][0]["kl"] == pytest.approx(written["kl"], rel=1e-3)
+
+
+def test_the_card_sets_fewer_bits_beside_the_smaller_architecture(tiny, text, tmp_path, cache):
+    regear.convert(tiny("llama"), tmp_path / "o", *small(text))
+    rows = json.loads((tmp_path / "o" / "regear.json").read_text())["measured"]["caches"]
+    assert [row["bytes"] for row in rows] == sorted((row["bytes"] for row in rows), reverse=True)
+    by_name = {(row["model"], row["kv"]): row for row in rows}
+    assert len(by_name) == 6
+    assert by_name["original", "bf16"]["bytes"] == 2 * 144
+    assert by_name["converted", "bf16"]["bytes"] == 2 * 72
+    assert by_name["converted", "int4"]["bytes"] < by_name["original", "int4"]["bytes"] < 144
+    # A cache in 16 bits is as good as none; one in 4 bits is not, on a model whose keys matter.
+    assert abs(by_name["original", "bf16"]["ratio"] - 1) < 0.01
+    assert "Fewer bits instead" in (tmp_path / "o" / "README.md").read_text()

@@ -39,6 +39,8 @@ from regear.tasks.text import BUILTIN, digest_of, read_documents, take_tokens, w
 USES = ("calibration", "selection", "evaluation")
 CARRIED = ("tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 GENERATION = "generation_config.json"
+# Raised when the same calibration comes to hold something else, so that no stale statistics or factors are read.
+STATISTICS_VERSION = 2
 ADAPTED = " with the LoRA adapter "
 
 
@@ -104,6 +106,7 @@ def read_texts(recipe: ConvertRecipe, directory: Path, vocabulary: int) -> Texts
 def calibration_place(conversion: Conversion[Any], source_digest: str, texts: Texts) -> Path:
     """Where the cache keeps the statistics of this model on this text."""
     identity = {
+        "code": STATISTICS_VERSION,
         "model": source_digest,
         "ids": texts.ids["calibration"],
         "weights": [window.weight for window in texts.windows["calibration"]],

@@ -1,7 +1,7 @@
 """What a conversion changed, measured on the reloaded checkpoint beside the original, both layer by layer.
 
-Only what a person asks of whole models (the time of a decode step, multiple choice) loads them whole, and only where
-both fit: their weights in float32 may take three quarters of the memory at hand.
+Only what needs whole models (the time of a decode step, multiple choice, caches of fewer bits) loads them whole, and
+only where both fit: their weights in float32 may take three quarters of the memory at hand.
 """
 
 import math
@@ -16,13 +16,16 @@ from regear.conversion.stream import Batch, predicting, scores
 from regear.core.machine import available_memory_bytes
 from regear.core.report import Plot, Section, Series
 from regear.measure.choice import score_choices
-from regear.measure.perplexity import Scores
-from regear.measure.speed import decode_curve
+from regear.measure.perplexity import Scores, score
+from regear.measure.speed import cache_bytes, decode_curve
+from regear.models.kvcache import KINDS
 from regear.models.load import load_model, load_tokenizer
 from regear.models.store import Store
 from regear.tasks.choice import load as load_task
-from regear.tasks.text import Window
+from regear.tasks.text import Window, spread
 
+# Windows on which caches of fewer bits are measured.
+CACHE_WINDOWS = 4
 DECODE_CONTEXTS = (128, 512, 2048)
 NOT_MEASURED = "not measured: both models whole take more memory than there is"
 
@@ -60,11 +63,13 @@ def compare(
         "by_kind": _by_kind(windows, before, after, seed),
         "kv_floats_per_token": {"before": sizes[0]["floats"], "after": sizes[1]["floats"]},
         "kv_bytes_per_token": {"before": sizes[0]["bytes"], "after": sizes[1]["bytes"]},
+        "caches": [],
         "tasks": dict.fromkeys(tasks, NOT_MEASURED),
     }
     if not fits(stores, limit):
         return record, []
     loaded = [load_model(path, device) for path in (directory, converted)]
+    record["caches"] = _caches(loaded, directory, spread(windows, CACHE_WINDOWS), seed)
     record["tasks"] = {name: _task(loaded, directory, name, seed) for name in tasks}
     longest = getattr(loaded[0].config, "max_position_embeddings", 0) or max(DECODE_CONTEXTS)
     return record, decode_curve(loaded, [length for length in DECODE_CONTEXTS if length < longest])
@@ -84,6 +89,20 @@ def _score(models: Sequence[Layers], ids: Sequence[Sequence[int]]) -> list[Score
     data = [Batch(table, real, real.float())]
     states = [model.final(table)[predicting(real).to(model.device)] for model in models]
     return scores([model.head() for model in models], states, data)
+
+
+def _caches(models: Sequence[Any], directory: Path, windows: Sequence[Window], seed: int) -> list[dict[str, Any]]:
+    """Both models with their caches in 16, 8 and 4 bits, by falling size: the alternative to a smaller architecture."""
+    tokenizer = load_tokenizer(directory)
+    plain = score(models[0], tokenizer, windows)
+    rows = []
+    for name, model in zip(("original", "converted"), models, strict=True):
+        sizes = cache_bytes(model)
+        for kind in KINDS:
+            ratio = score(model, tokenizer, windows, kind).ratio_to(plain, seed=seed)
+            interval = [ratio.low, ratio.high]
+            rows.append({"model": name, "kv": kind, "bytes": sizes[kind], "ratio": ratio.value, "ratio_ci": interval})
+    return sorted(rows, key=lambda row: -row["bytes"])
 
 
 def _task(models: Sequence[Any], directory: Path, name: str, seed: int) -> dict[str, Any]:
@@ -141,6 +160,8 @@ def quality_sections(record: dict[str, Any]) -> list[Section]:
         )
     ]
     sections.append(Section("Cache", ["read off a real cache", "before", "after"], cache))
+    if record["caches"]:
+        sections.append(_cache_section(record["caches"]))
     for name, task in record["tasks"].items():
         if task == NOT_MEASURED:
             sections.append(Section(name, [], [], NOT_MEASURED.capitalize() + "."))
@@ -156,6 +177,16 @@ def quality_sections(record: dict[str, Any]) -> list[Section]:
             )
         )
     return sections
+
+
+def _cache_section(caches: Sequence[dict[str, Any]]) -> Section:
+    """Bytes against quality, whatever the bytes are made of."""
+    rows = [[row["model"], row["kv"], row["bytes"], row["ratio"], _interval(row["ratio_ci"])] for row in caches]
+    note = (
+        f"Perplexity over the original's in full precision, on {CACHE_WINDOWS} windows read through each cache. A user "
+        "chooses between bytes: compare rows of about equal size. `regear eval --kv` measures on more text."
+    )
+    return Section("Fewer bits instead", ["model", "cache", "KV bytes a token", "ratio", "95 % interval"], rows, note)
 
 
 def decode_section(seconds: Sequence[Sequence[float]]) -> tuple[Section, list[Plot]]:
