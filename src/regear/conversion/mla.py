@@ -60,9 +60,10 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         new = rank * (spec.hidden + spec.branch_width * (2 if branches == 1 else 1)) * spec.layers
         before = sum(map(math.prod, self.store.shapes.values()))
         item = BYTES[self.store.dtypes["model.layers.0.self_attn.k_proj.weight"]]
-        gradients = "kv-fisher" in FACTORS[recipe.factor].collectors
+        attended = "rope-curvature" in self._collectors()
+        gradients = attended or "kv-fisher" in self._collectors()
         tokens = (self.recipe.calibration.tokens, self.recipe.evaluation.tokens)
-        sizes = sizing(self.store, spec, *tokens, gradients=gradients)
+        sizes = sizing(self.store, spec, *tokens, gradients=gradients, attended=attended)
         return Plan(
             kv_floats_before=spec.kv_floats_per_token,
             kv_floats_after=rank * spec.layers if recipe.allocate == "uniform" else self._most_floats(branches),

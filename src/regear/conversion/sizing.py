@@ -27,13 +27,16 @@ class Sizing:
     cache: int
 
 
-def sizing(store: Store, spec: SourceSpec, calibration: int, evaluation: int, *, gradients: bool) -> Sizing:
+def sizing(
+    store: Store, spec: SourceSpec, calibration: int, evaluation: int, *, gradients: bool, attended: bool = False
+) -> Sizing:
     """The sizes of a conversion of attention's keys and values.
 
     Args:
         calibration: tokens to calibrate on.
         evaluation: tokens to compare on.
         gradients: whether there is a pass down the layers.
+        attended: whether that pass keeps a layer's queries, keys, values and their gradients.
     """
     width, hidden, queries = spec.kv_width, spec.hidden, spec.heads * spec.head_dim
     layer = max(_layer_bytes(spec, index) for index in range(spec.layers))
@@ -44,6 +47,9 @@ def sizing(store: Store, spec: SourceSpec, calibration: int, evaluation: int, *,
     traced = 4 * BATCH_TOKENS * 6 * (inner + hidden + queries)
     head = 2 * CHUNK_BYTES + 4 * 8 * BLOCK * CHUNK_ENTRIES
     rows = 2 * 4 * width * calibration // GRADIENT_STRIDE
+    rows += (
+        attended * 4 * (2 * queries + 2 * width + (hidden + queries) * spec.qk_norm) * calibration // GRADIENT_STRIDE
+    )
     up = layer + tensor + states + batch + 3 * square + 3 * 8 * BATCH_TOKENS * width
     down = layer + tensor + 2 * states // GRADIENT_STRIDE + rows + max(traced, rows + 6 * square)
     factor = 10 * square + 4 * 8 * width * hidden + 4 * hidden * queries
