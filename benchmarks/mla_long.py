@@ -1,4 +1,4 @@
-"""Long contexts: perplexity by position up to the model's limit and planted facts, the original against both RoPE modes.
+"""Long contexts: perplexity by position up to the model's limit and planted facts, original against both RoPE modes.
 
 Each converted checkpoint is paired with the original on the same windows and needles. Correctness gate: against itself
 the original has a ratio of exactly 1 in every bin.
@@ -45,10 +45,8 @@ def main() -> None:
             lines += [f"{name}, {arguments.ratio} of the cache", grid(["positions", "ratio", "95 % interval"], body)]
             for row in found[name]["needle"]:
                 if row["depth"] is None:
-                    lines.append(
-                        f"  planted facts at {row['length']}: {row['accuracy']:.2f} (exact {row['exact']:.2f}), original "
-                        f"{row['against']['accuracy']:.2f} (exact {row['against']['exact']:.2f})"
-                    )
+                    pair = [f"{side['accuracy']:.2f} (exact {side['exact']:.2f})" for side in (row, row["against"])]
+                    lines.append(f"  planted facts at {row['length']}: {pair[0]}, original {pair[1]}")
     finish("mla_long", arguments, {"ratio": arguments.ratio, "forms": found}, "\n".join(lines))
 
 
