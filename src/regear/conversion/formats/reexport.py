@@ -60,7 +60,8 @@ class Reexport(Conversion[MlaConvertRecipe]):
                 "this model is already a regear MLA checkpoint; give the model it was made from, or another "
                 f"convert.format ({', '.join(STRICT)})"
             )
-        if unused := sorted(chosen.model_fields_set - {*SETTINGS, "to", "rope"}):
+        implied = {"to", "rope", *(["allocate"] if chosen.allocate == "uniform" else [])}
+        if unused := sorted(chosen.model_fields_set - {*SETTINGS, *implied}):
             raise RecipeError(
                 f"convert.{unused[0]} has no effect on a checkpoint that is already MLA; wanted only "
                 f"{', '.join(f'convert.{name}' for name in SETTINGS)}"
