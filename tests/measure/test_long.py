@@ -100,6 +100,13 @@ class Copier:
         return self.tokenizer(before[place])["input_ids"][0]
 
 
+def test_numbers_that_are_one_token_are_scored(pair):
+    item = NeedleItem(256, 0.0, (1, 2, 3), ((4,), (5,), (6,), (7,)), 2)
+    logits = pair[0](torch.tensor([[1, 2, 3]])).logits[0, -1]
+    best = int(logits[4:8].argmax()) == 2
+    assert score_needles(pair[0], [item]).right == [int(best)]
+
+
 def test_a_perfect_reader_finds_everything_and_a_blind_one_nothing(pair):
     items = needles([Document("A word. " * 200, "k")], byte_tokenizer(), 300, items=10)
     found = score_needles(Copier(pair[0]), items)

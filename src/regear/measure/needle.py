@@ -54,7 +54,8 @@ def score_needles(model: Any, items: Sequence[NeedleItem], kv: str | None = None
         first = fill(model, torch.tensor([item.prompt], device=model.device), cache, kv)
         sums, greedy = [], []
         for option in item.options:
-            logits = torch.cat([first, _continue(model, cache, option[:-1])]).log_softmax(-1)
+            rest = [_continue(model, cache, option[:-1])] if len(option) > 1 else []
+            logits = torch.cat([first, *rest]).log_softmax(-1)
             targets = torch.tensor(option, device=logits.device)
             sums.append(float(logits.gather(1, targets.unsqueeze(1)).double().sum()))
             greedy.append(bool((logits.argmax(-1) == targets).all()))
