@@ -219,6 +219,17 @@ def test_saves_and_loads_through_auto_classes(tmp_path):
     assert torch.equal(again(ids).logits, model(ids).logits)
 
 
+def test_latents_of_odd_width_are_a_model_too(tmp_path):
+    model = canonical_model(latent_ranks=[[9] * 3] * 3)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config.head_dim % 2 == 1
+    tokens = torch.arange(12)[None]
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+    with pytest.raises(Exception, match="even rotary dimension"):
+        canonical_config(source_head_dim=11)
+
+
 def test_a_fresh_model_has_a_neutral_latent_norm():
     layer = RegearMlaForCausalLM(canonical_config(qk_norm=True)).model.layers[0].self_attn
     x = torch.randn(3, 10)

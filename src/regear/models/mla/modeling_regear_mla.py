@@ -94,6 +94,12 @@ class RegearMlaConfig(LlamaConfig):
             elif self.nope_dim and self.rope_dim:
                 self.head_dim = self.nope_dim + self.rope_dim
 
+    def validate_rope(self):
+        """RoPE turns heads of the source's width; the width servers attend at may be odd."""
+        source = copy.copy(self)
+        source.head_dim = self.source_head_dim or self.head_dim
+        super(RegearMlaConfig, source).validate_rope()
+
     def validate_architecture(self):
         """Heads may be of any width; every layer needs its ranks and, decoupled, its frequencies."""
         if self.latent_ranks is None:
