@@ -42,7 +42,12 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/mla_quality.py
+	$(BIN)/python benchmarks/mla_rope.py
+	$(BIN)/python benchmarks/mla_frontier.py
+	$(BIN)/python benchmarks/mla_long.py
 	$(BIN)/python benchmarks/mla_decode.py
+	$(BIN)/python benchmarks/kv_schemes.py
+	$(BIN)/python benchmarks/any_size.py
 
 # The wheel, installed into an environment of its own, must work without this checkout.
 wheel: setup
