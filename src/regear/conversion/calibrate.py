@@ -215,7 +215,7 @@ def _climb(
     """Up the layers. The newest hidden states are kept, so that a killed pass can go on; with `keep_inputs`, so are
     every layer's inputs that the pass down will need."""
     layers = source.spec.layers
-    start, hidden = _resume(source, layers, work, keep_inputs)
+    start, hidden = _resume(source, layers, kinds, place, work, keep_inputs)
     if start == 0:
         hidden = [source.embed(batch.ids) for batch in data]
     for index in range(start, layers):
@@ -245,15 +245,17 @@ def _layer_up(
     return collectors
 
 
-def _resume(source: Source, layers: int, work: Path, keep_inputs: bool) -> tuple[int, list[torch.Tensor]]:
+def _resume(
+    source: Source, layers: int, kinds: Pass, place: Path, work: Path, keep_inputs: bool
+) -> tuple[int, list[torch.Tensor]]:
     """The first layer still to do, and its input; (0, []) when there is nothing to go on from.
 
-    A pass that keeps inputs goes on only from one that kept them too.
+    A pass goes on only from one that kept inputs, if it does, and that had its collectors in every layer below.
     """
     for index in reversed(range(layers)):
-        path = _file(work, "after", index)
-        kept = not keep_inputs or all(_file(work, "input", i).exists() for i in range(index + 1))
-        if path.exists() and kept:
+        path, below = _file(work, "after", index), range(index + 1)
+        kept = not keep_inputs or all(_file(work, "input", i).exists() for i in below)
+        if path.exists() and kept and all(kinds.has(place, i) for i in below):
             return index + 1, _restore(path, source)
     return 0, []
 
