@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import regear
 from regear.conversion.convert import source_name
 from regear.models.builtin import EMBEDDED, fetch
+from tests.stranger import stranger
 from tests.tiny import make_adapter
 
 NAME = "smollm2-135m-instruct"
@@ -126,3 +127,25 @@ def test_planted_facts_are_found(smollm2):
     whole = {row["length"]: row for row in result["needle"] if row["depth"] is None}
     assert whole[512]["accuracy"] > 0.6 > 2 * whole[512]["chance"]
     assert result["positions"][-1]["perplexity"] < result["positions"][0]["perplexity"]
+
+
+@pytest.mark.slow
+def test_a_strict_export_is_the_same_model_to_a_process_without_regear(tmp_path, smollm2):
+    words = [*SMALL, "convert.rope_dim=64", "convert.dtype=float32"]
+    untimed = {"max_memory": 1.2}
+    result = regear.convert(smollm2, tmp_path / "strict", *words, "convert.format=deepseek_v3", **untimed)
+    regear.convert(smollm2, tmp_path / "own", *words, "convert.preset=decoupled-grid", **untimed)
+    assert result["kv_floats_per_token"] == {"before": 11520, "after": 30 * (128 + 64)}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "own", dtype=torch.float32)
+    assert model.config.model_type == "regear_mla"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "strict")
+    for question in ("What is the capital of France?", "Write a short story about a fox."):
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+        ids = torch.tensor([chat["input_ids"]])
+        found = stranger(tmp_path / "strict", chat["input_ids"])
+        assert not found["regear"]
+        assert found["class"].startswith("transformers.models.deepseek_v3")
+        assert not found["missing"] + found["unexpected"]
+        assert (found["widths"], found["heads"]) == ([[128, 64]] * 30, [1] * 30)
+        expected = model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None)[0, ids.shape[1] :]
+        assert found["tokens"] == expected.tolist()

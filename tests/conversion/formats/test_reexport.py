@@ -1,8 +1,6 @@
 """`convert` on an MLA checkpoint: another format, measured on both sides; and what a process without regear makes of it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,28 +13,8 @@ from regear.models.adapter import source_digest
 from regear.models.load import load_model
 from regear.models.store import Store
 from tests.canonical import MIXTURE, canonical_model
+from tests.stranger import stranger
 from tests.tiny import byte_tokenizer, make_adapter, small
-
-STRANGER = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM, DynamicCache
-place, ids = sys.argv[1], torch.tensor([json.loads(sys.argv[2])])
-model, report = AutoModelForCausalLM.from_pretrained(
-    place, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
-)
-cache = DynamicCache(config=model.config)
-model(ids, past_key_values=cache, use_cache=True)
-tokens = model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None)[0, ids.shape[1] :]
-print(json.dumps({
-    "class": type(model).__module__,
-    "missing": sorted(report["missing_keys"]),
-    "unexpected": sorted(report["unexpected_keys"]),
-    "widths": [[layer.keys.shape[-1], layer.values.shape[-1]] for layer in cache.layers],
-    "heads": [layer.keys.shape[1] for layer in cache.layers],
-    "tokens": tokens.tolist(),
-    "regear": any(name.split(".")[0] == "regear" for name in sys.modules),
-}))
-"""
 
 
 def checkpoint(place, dtype=torch.float32, **changes):
@@ -63,8 +41,7 @@ def test_a_process_without_regear_generates_the_same_tokens(name, tmp_path, text
     assert result["kl"] < 1e-6
     assert result["perplexity"]["ratio"] == pytest.approx(1, abs=1e-5)
     ids = torch.randint(0, 256, (1, 30))
-    command = [sys.executable, "-c", STRANGER, str(tmp_path / "out"), json.dumps(ids[0].tolist())]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found = stranger(tmp_path / "out", ids[0].tolist())
     assert found["class"].startswith(f"transformers.models.{name}")
     assert not found["missing"] + found["unexpected"]
     assert found["widths"] == [[16, 4]] * 3
