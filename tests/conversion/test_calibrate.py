@@ -142,6 +142,19 @@ def test_a_stopped_pass_goes_on_to_the_same_bits(stage, layer, tiny, tmp_path):
     assert not (tmp_path / "cut" / "work").exists()
 
 
+def test_a_stopped_pass_of_fewer_collectors_leaves_no_gap(tiny, tmp_path):
+    source, data = open_source(tiny("llama")), batches(rows(4), [1.0] * 4)
+
+    def stop(stage, step, steps):
+        if step == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        calibrate(source, data, NAMES[:1], tmp_path, seed=0, progress=stop)
+    found = calibrate(source, data, NAMES[:2], tmp_path, seed=0, progress=quiet)
+    assert all("query_energy" in layer for layer in (found[0], found[1], found[2]))
+
+
 def test_a_later_factor_reuses_the_moments(tiny, tmp_path):
     source, data = open_source(tiny("llama")), batches(rows(10), [1.0] * 10)
     steps = []
