@@ -135,3 +135,6 @@ def test_more_memory_than_allowed_is_refused_before_any_work(tiny, text, cache):
 
     with pytest.raises(RecipeError, match=r"found --max-memory 0\.01"):
         regear.convert(tiny("llama"), None, *small(text), to="mla", dry_run=True, max_memory=0.01)
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(RecipeError, match="wanted gigabytes"):
+            regear.convert(tiny("llama"), None, *small(text), to="mla", dry_run=True, max_memory=wrong)

@@ -4,6 +4,7 @@ Nothing is read before the recipe, the model's config and the tensor headers fit
 output before it has been reloaded and compared; and all that was durable when a run was killed is used again.
 """
 
+import math
 import os
 import shutil
 import sys
@@ -154,6 +155,8 @@ def convert(
     Raises:
         RecipeError, IncompatibleModel, CheckpointError, DataError: before anything appears at the output.
     """
+    if max_memory is not None and not 0 < max_memory < math.inf:
+        raise RecipeError(f"found --max-memory {max_memory:g}; wanted gigabytes, a number above 0")
     if seed is not None:
         changes = (*changes, f"seed={seed}")
     recipe, name = build_recipe(to, config, changes)
