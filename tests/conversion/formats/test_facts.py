@@ -26,6 +26,12 @@ def test_bytes_count_latents_and_shared_keys_of_every_layer():
     assert strict(512, 64)["cache a token, 8-bit"] == "1,152 bytes"
 
 
+def test_a_config_read_back_from_a_strict_export_says_the_same():
+    config = canonical_config().to_dict() | {"model_type": "regear_mla"}
+    plain = {key: value for key, value in config.items() if not key.startswith("qk_")}
+    assert server_facts(plain).rows == server_facts(config).rows
+
+
 def test_the_fast_width_is_taken_by_every_kernel_and_others_say_how_to_get_there():
     assert kernels(strict(512, 64)) == ["yes"] * 5
     assert kernels(strict(512, 64, num_attention_heads=256)).count("yes") == 4

@@ -86,7 +86,7 @@ def kernels(config: dict[str, Any], ranks: list[int], rope: int) -> list[list[st
 
 
 def _widths(config: dict[str, Any], rank: int, rope: int) -> list[list[str]]:
-    heads, nope = config["num_attention_heads"], config["qk_nope_head_dim"]
+    heads, nope = config["num_attention_heads"], config.get("qk_nope_head_dim") or config["nope_dim"]
     fast = (rank, rope) == (512, 64)
     takes = {
         "vLLM, Triton MLA (latent + rotated = 320, 512 or 576; 16-bit)": rank + rope in SERVED,
