@@ -133,6 +133,12 @@ def test_what_a_format_cannot_hold_is_named_before_converting(family, format_, m
         regear.convert(make_model(family, tmp_path / "m"), tmp_path / "o", *small(text), *words, dry_run=True)
 
 
+def test_biases_under_a_query_norm_are_refused_and_stay_exact_without(tmp_path, text):
+    source = make_model("qwen3", tmp_path / "m", attention_bias=True)
+    with pytest.raises(IncompatibleModel, match="biases under a QK-norm; use convert.rope=exact"):
+        regear.convert(source, tmp_path / "o", *small(text), "convert.rope=decoupled", dry_run=True)
+
+
 def test_unequal_ranks_are_allowed_in_our_own_format(tmp_path, text):
     words = ["convert.rope=decoupled", "convert.allocate=curvature", "convert.rope_dim=6", "convert.kv_ratio=1/2"]
     convert(make_model("llama", tmp_path / "m"), tmp_path / "o", text, *words)
@@ -147,15 +153,20 @@ def test_unequal_ranks_are_allowed_in_our_own_format(tmp_path, text):
     ("words", "message"),
     [
         (["convert.rope_dim=12"], "rope_dim belongs to rope=decoupled"),
+        (["convert.latent_pad=64"], "latent_pad=64; it belongs to convert.rope=decoupled"),
+        (["convert.dtype=bfloat16"], "rope=exact keeps the source's dtypes"),
         (["convert.rope=decoupled", "convert.freqfold=2"], "freqfold belongs"),
         (["convert.rope=decoupled", "convert.rope_dim=7"], "even"),
         (["convert.rope=decoupled", "convert.branches=separate"], "one latent"),
         (["convert.rope=decoupled", "convert.factor=attention"], "factor=attention"),
+        (["convert.rope=decoupled", "convert.allocate=measured"], "allocate=measured"),
         (["convert.format=deepseek_v3", "convert.rope_pairs=free"], "rope_pairs=free"),
         (["convert.format=deepseek_v3", "convert.allocate=curvature"], "one latent width"),
         (["convert.rope=decoupled", "convert.rope_dim=48"], "at most 24"),
         (["convert.format=youtu", "convert.rope_dim=10"], "divisor of 12"),
         (["convert.rope=decoupled", "convert.rope_dim=24", "convert.kv_ratio=1/2"], "no room"),
+        (["convert.rope=decoupled", "convert.rope_dim=12", "convert.align=16"], "no room"),
+        (["convert.rope=decoupled", "convert.rope_dim=12", "convert.latent_pad=4"], "wanted 12 or more"),
         (["convert.preset=transmla", "convert.rope_dim=6", "convert.freqfold=3"], "multiple of 2"),
     ],
 )

@@ -20,7 +20,7 @@ from regear.conversion.latent import allocate, latent_ranks
 from regear.conversion.recipes import MlaConvertRecipe, MlaRecipe
 from regear.conversion.sizing import sizing
 from regear.conversion.stream import Source, Variant, batches, losses
-from regear.core.errors import DataError
+from regear.core.errors import DataError, RecipeError
 from regear.core.files import digest, read_json, write_json
 from regear.core.recipe import validate
 from regear.core.report import Plot, Section, Series
@@ -51,7 +51,20 @@ class MlaConversion(Conversion[MlaConvertRecipe]):
         width = self.spec.kv_width if self.recipe.convert.branches == "joint" else self.spec.branch_width
         return min(width, self.spec.hidden)
 
+    def refuse(self) -> None:
+        """Refuse settings or a source that this form cannot hold.
+
+        Raises:
+            RecipeError, IncompatibleModel: with what to change.
+        """
+        recipe = self.recipe.convert
+        if recipe.latent_pad is not None:
+            raise RecipeError(f"found convert.latent_pad={recipe.latent_pad}; it belongs to convert.rope=decoupled")
+        if recipe.dtype != "source":
+            raise RecipeError(f"convert.rope=exact keeps the source's dtypes; found convert.dtype={recipe.dtype}")
+
     def plan(self) -> Plan:
+        self.refuse()
         spec, recipe = self.spec, self.recipe.convert
         branches = 1 if recipe.branches == "joint" else 2
         # The rank of a uniform split stands for the plan; it also refuses a budget below one rank.

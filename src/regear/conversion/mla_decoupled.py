@@ -42,7 +42,6 @@ class DecoupledConversion(MlaConversion):
 
     def plan(self) -> Plan:
         plan, spec = super().plan(), self.spec
-        self._refuse()
         turning = self.candidates()[-1]
         rank = min(self._mean - turning.dim, self._high(turning))
         new = sum(math.prod(shape) for shape in decoupled_shapes(spec, turning, rank).values())
@@ -70,7 +69,7 @@ class DecoupledConversion(MlaConversion):
         """Ranks beyond this are of no use."""
         return min(self.spec.kv_width - turning.dim, self.spec.hidden)
 
-    def _refuse(self) -> None:
+    def refuse(self) -> None:
         spec, recipe = self.spec, self.recipe.convert
         found = decoupled_obstacles(spec)
         if recipe.format != "regear_mla":
@@ -99,14 +98,17 @@ class DecoupledConversion(MlaConversion):
             if not recipe.grid and not spec.qk_norm and self._mean >= spec.kv_width:
                 return [Turning(recipe.factor, spec.branch_width)]  # every key turns and every value is held: no loss
             dims = [
-                dim for dim in dims if 2 <= dim <= min(most, self._mean // 2) and (not recipe.grid or width % dim == 0)
+                dim
+                for dim in dims
+                if 2 <= dim <= min(most, self._mean // 2, self._mean - recipe.align)
+                and (not recipe.grid or width % dim == 0)
             ]
         else:
             dims = [recipe.rope_dim]
             if recipe.rope_dim > most or (recipe.grid and width % recipe.rope_dim):
                 wanted = f"a divisor of {width}" if recipe.grid else f"at most {most}"
                 raise RecipeError(f"found convert.rope_dim={recipe.rope_dim}; wanted {wanted}")
-            if recipe.rope_dim >= self._mean:
+            if recipe.rope_dim > self._mean - recipe.align:
                 dims = []
         found = [
             Turning(recipe.factor, dim, fold, recipe.grid, linear) for dim in dims for fold in self._folds(width // dim)
@@ -114,9 +116,21 @@ class DecoupledConversion(MlaConversion):
         if not found:
             raise RecipeError(
                 f"{self._mean} floats a token and layer leave no room for turning keys beside the latent; raise "
-                "convert.kv_ratio or lower convert.rope_dim"
+                "convert.kv_ratio or lower convert.rope_dim or convert.align"
             )
-        return found
+        return self._padded(found)
+
+    def _padded(self, found: Sequence[Turning]) -> list[Turning]:
+        """Those whose latents are no wider than they are to be padded to; unequal ones are held to their mean."""
+        align, pad = self.recipe.convert.align, self.recipe.convert.latent_pad
+        ranks = [min((self._mean - t.dim) // align * align, self._high(t)) for t in found]
+        if pad is None:
+            return list(found)
+        if pad < min(ranks):
+            raise RecipeError(
+                f"found convert.latent_pad={pad}; wanted {min(ranks)} or more, or a lower convert.kv_ratio"
+            )
+        return [t for t, rank in zip(found, ranks, strict=True) if rank <= pad]
 
     def _folds(self, step: int) -> list[int]:
         """Folds that the chosen frequencies fit into."""
@@ -174,7 +188,8 @@ class DecoupledConversion(MlaConversion):
         """KL of every candidate on selection text; durable."""
         recipe, rows = self.recipe.convert, self.texts.ids["selection"]
         rows = rows[:: max(1, len(rows) // SELECTION_WINDOWS)]
-        what = {"tried": [asdict(t) for t in candidates], "floats": self.budget, "allocate": recipe.allocate}
+        what = {"tried": [asdict(t) for t in candidates], "floats": self.budget}
+        what |= {"allocate": recipe.allocate, "align": recipe.align}
         path = self.place / f"rope-{digest({**what, 'ids': rows})[:16]}.json"
         if not path.exists():
             variants = []

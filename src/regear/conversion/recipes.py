@@ -111,13 +111,13 @@ class MlaRecipe(Recipe):
             for key in ("rope_dim", "rope_pairs", "freqfold"):
                 if getattr(self, key) not in (None, "auto"):
                     raise ValueError(f"{key} belongs to rope=decoupled; found rope=exact")
-            if self.dtype != "source":
-                raise ValueError("rope=exact keeps the source's dtypes; found dtype=" + self.dtype)
             return self
         if self.factor == "attention":
             raise ValueError("factor=attention weighs keys that turn; with rope=decoupled use fisher, balanced or care")
         if self.branches != "joint":
             raise ValueError(f"rope=decoupled has one latent for keys and values; found branches={self.branches}")
+        if self.allocate == "measured":
+            raise ValueError("allocate=measured tries layers with rope=exact only; found rope=decoupled")
         if self.freqfold is not None and self.factor == "fisher":
             raise ValueError("freqfold belongs to components by energy: give factor=balanced, care or svd with it")
         if self.rope_pairs == "free" and (self.format != "regear_mla" or self.factor != "fisher"):

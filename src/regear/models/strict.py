@@ -17,6 +17,7 @@ PARTS = {
 # A decoupled layer norms each query by itself, or has the norm folded into its weights as an average.
 APPROXIMATED = "QK-norm (it can only be approximated)"
 JOINED = "QK-norm over all heads at once"
+NORMED_BIAS = "biases under a QK-norm"
 
 
 def part_obstacles(config: Mapping[str, Any]) -> list[str]:
@@ -47,7 +48,9 @@ def strict_obstacles(spec: SourceSpec) -> list[str]:
 
 def decoupled_obstacles(spec: SourceSpec) -> list[str]:
     """What of a source model no decoupled layer holds, in any format."""
-    return [JOINED] if spec.qk_norm and spec.qk_norm_width == "all" else []
+    if not spec.qk_norm:
+        return []
+    return [JOINED] * (spec.qk_norm_width == "all") + [NORMED_BIAS] * spec.kv_bias
 
 
 def server_obstacles(spec: SourceSpec) -> list[str]:
