@@ -50,16 +50,6 @@ def test_a_killed_forward_pass_does_not_spoil_a_later_curvature(tiny, text, tmp_
     assert contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
-def test_a_killed_pass_of_fewer_collectors_does_not_spoil_a_later_one(tiny, text, tmp_path):
-    fewer = [*small(text), "convert.preset=transmla"]
-    killed = run_killed(tiny("llama"), tmp_path / "a", "calibrate", 2, fewer, tmp_path / "home")
-    assert killed.returncode != 0
-    after = run_killed(
-        tiny("llama"), tmp_path / "b", "never", 0, [*small(text), "convert.preset=care"], tmp_path / "home"
-    )
-    assert after.returncode == 0, after.stderr
-
-
 def test_two_processes_share_one_calibration(tiny, text, tmp_path):
     environment = {**os.environ, "REGEAR_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "regear.cli.main", "convert", str(tiny("llama")), "--to", "mla", *small(text)]
