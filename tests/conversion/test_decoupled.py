@@ -209,8 +209,9 @@ def test_contributions_add_up_to_the_scores(tmp_path):
     random = torch.randn(width, width, dtype=torch.float64)
     basis = components(random @ random.T, None, 2)
     for window in windows:
-        for head, (turning, still, _) in enumerate(terms(window, basis)):
+        for head, (turning, still, _, found) in enumerate(terms(window, basis)):
             scores, _ = score_gradient(window, head)
+            assert torch.equal(found, scores)
             key, query = window.key[window.group(head)], window.query[head]
             exact = (scores * (turned(query, window.phase) @ turned(key, window.phase).T)).sum(1)
             assert torch.allclose(turning.sum(1), exact, atol=1e-5)

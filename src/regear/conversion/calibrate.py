@@ -305,7 +305,8 @@ def _layer_down(
         places = [entry, tap.outputs["k_proj"], tap.outputs["v_proj"], tap.inputs["o_proj"]]
         flow[number], *gradients, mixed = torch.autograd.grad(output, places, flow[number])
         seen = tap.seen(batch, gradients)
-        seen = replace(seen, windows=tap.windows(batch, seen, mixed, source.phases(batch.ids.shape[1])))
+        if any(collector.attended for collector in collectors.values()):
+            seen = replace(seen, windows=tap.windows(batch, seen, mixed, source.phases(batch.ids.shape[1])))
         for collector in collectors.values():
             collector.add(seen)
     return collectors

@@ -46,7 +46,7 @@ class Attended(Heads):
 
 @dataclass(frozen=True)
 class Seen:
-    """Flattened over real tokens, but for `windows`, which are given only where gradients are.
+    """Flattened over real tokens, but for `windows`, which are given to those who ask for them.
 
     Shapes: queries [N, H*d]; outputs (keys and values before any norm or rotation, without bias) [N, W]; weight [N];
     gradients in the outputs [N, W], or None.
@@ -60,9 +60,10 @@ class Seen:
 
 
 class Collector(ABC):
-    """Gathers one kind of statistic in one layer."""
+    """Gathers one kind of statistic in one layer; says whether it wants gradients, and `Seen.windows` with them."""
 
     gradient = False
+    attended = False
 
     def __init__(self, spec: SourceSpec) -> None:
         self.spec = spec

@@ -31,6 +31,7 @@ class RopeCurvature(Collector):
     """Keeps one layer's windows until `state` has been asked for."""
 
     gradient = True
+    attended = True
 
     def __init__(self, spec: SourceSpec) -> None:
         super().__init__(spec)
@@ -98,9 +99,11 @@ def query_gain(windows: list[Attended]) -> torch.Tensor:
     return (normed * raw).sum(1) / raw.square().sum(1).clamp_min(1e-30)
 
 
-def terms(window: Attended, basis: Components) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def terms(
+    window: Attended, basis: Components
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Per head: what each component contributes turning [T, C], what unturned ones would before ρ [T, C] (complex),
-    and the coefficient conj(q) D of each, [T, C] (complex)."""
+    the coefficient conj(q) D of each [T, C] (complex), and γ [T, T]."""
     heads, pair = len(window.key), basis.pair
     encode = basis.encode.T.to(torch.complex64)
     phase = window.phase[:, pair]
@@ -111,9 +114,9 @@ def terms(window: Attended, basis: Components) -> Iterator[tuple[torch.Tensor, t
         own = window.group(head) * window.phase.shape[1] + pair
         decode = basis.decode[own, torch.arange(len(pair))].to(torch.complex64)
         reads = to_pairs(window.query[head], 1)[:, 0, pair].conj() * decode
-        summed = torch.view_as_complex((score_gradient(window, head)[0] @ both).unflatten(-1, (-1, 2)))
-        unturned, rotated = summed.chunk(2, -1)
-        yield (reads * phase.conj() * rotated).real, reads * unturned, reads
+        scores, _ = score_gradient(window, head)
+        unturned, rotated = torch.view_as_complex((scores @ both).unflatten(-1, (-1, 2))).chunk(2, -1)
+        yield (reads * phase.conj() * rotated).real, reads * unturned, reads, scores
 
 
 def fit_rotations(windows: list[Attended], basis: Components) -> torch.Tensor:
@@ -121,7 +124,7 @@ def fit_rotations(windows: list[Attended], basis: Components) -> torch.Tensor:
     shape = (len(windows[0].query), len(basis.pair))
     aa, bb, ab, ay, by = (torch.zeros(shape, dtype=torch.float64) for _ in range(5))
     for window in windows:
-        for head, (turning, still, _) in enumerate(terms(window, basis)):
+        for head, (turning, still, _, _) in enumerate(terms(window, basis)):
             y, a, b = turning.double(), still.real.double(), -still.imag.double()
             for total, product in ((aa, a * a), (bb, b * b), (ab, a * b), (ay, a * y), (by, b * y)):
                 total[head] += window.weight.double() @ product
@@ -141,11 +144,10 @@ def curvature(
     encode = basis.encode.T.to(torch.complex64)
     for window in windows:
         pull = torch.zeros(len(window.keys), 2 * count)
-        for head, (turning, still, reads) in enumerate(terms(window, basis)):
+        for head, (turning, still, reads, scores) in enumerate(terms(window, basis)):
             rho = rho_HC[head].to(torch.complex64)
             left = (turning - (still * rho).real).double() * window.weight.double()[:, None].sqrt()
             residual += left.T @ left
-            scores = score_gradient(window, head)[0]
             read = reads * rho
             pull += scores.T @ torch.cat([read.real, -read.imag], -1)
         z = to_pairs(window.keys, len(window.key)).flatten(1) @ encode
