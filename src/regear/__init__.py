@@ -17,6 +17,7 @@ VERBS = {
     "fetch": "regear.models.builtin:fetch",
     "convert": "regear.conversion.convert:convert",
     "sweep": "regear.conversion.sweep:sweep",
+    "heal": "regear.healing.heal:heal",
     "eval": "regear.measure.evaluate:evaluate",
     "generate": "regear.engine.local:generate",
     "demo": "regear.pipeline.demo:demo",

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import regear
-from regear.conversion.convert import source_name
 from regear.models.builtin import EMBEDDED, fetch
+from regear.models.carry import source_name
 from tests.stranger import stranger
 from tests.tiny import make_adapter
 

@@ -8,13 +8,13 @@ from typing import Any, Generic, TypeVar
 
 from regear.conversion.recipes import ConvertRecipe
 from regear.core.report import Plot, Section
+from regear.core.run import Progress
 from regear.models.families import SourceSpec
 from regear.models.load import pick_device
 from regear.models.store import Store
 from regear.tasks.text import Window
 
 R = TypeVar("R", bound=ConvertRecipe)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

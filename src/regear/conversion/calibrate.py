@@ -18,11 +18,11 @@ from regear.conversion.collect import COLLECTORS, Attended, Collector, Seen
 from regear.conversion.head import drawn_gradient
 from regear.conversion.stream import Batch, Source
 from regear.core.errors import RegearError
+from regear.core.run import Progress
 from regear.models.families import SourceSpec
 from regear.models.store import write_shard
 from regear.models.tensorfile import TensorFile, layout_of, whole, write_tensors
 
-Progress = Callable[[str, int, int], None]
 # Curvature is settled by half of the tokens that the moments need.
 GRADIENT_STRIDE = 2
 

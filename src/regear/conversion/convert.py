@@ -6,7 +6,6 @@ output before it has been reloaded and compared; and all that was durable when a
 
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -16,37 +15,32 @@ from typing import Any
 
 import torch
 
-from regear.conversion.base import Conversion, Progress, Texts
+from regear.conversion.base import Conversion, Texts
 from regear.conversion.formats.facts import LOADING
-from regear.conversion.formats.reexport import Reexport, is_mla
+from regear.conversion.formats.reexport import Reexport
 from regear.conversion.recipes import ConvertRecipe
 from regear.conversion.table import CONVERSIONS
 from regear.conversion.verify import compare, decode_section, quality_sections
 from regear.core import card
-from regear.core.errors import CheckpointError, RecipeError, writing
+from regear.core.errors import CheckpointError, RecipeError
 from regear.core.files import home, read_json, write_json, write_text
 from regear.core.machine import peak_rss_bytes, versions
 from regear.core.provenance import fingerprint
 from regear.core.recipe import apply_changes, read_yaml, set_key, validate
 from regear.core.report import Plot, Report, Section
-from regear.core.run import Run, check_apart, is_done
-from regear.models.adapter import BASE, CONFIG, base_of, directories, is_adapter, open_store, source_digest
-from regear.models.builtin import EMBEDDED, resolve
+from regear.core.run import Progress, Run, check_apart, is_done, silent
+from regear.models.adapter import base_of, directories, open_store, source_digest
+from regear.models.builtin import resolve
+from regear.models.carry import ADAPTED, carry_along, source_name
 from regear.models.families import describe
+from regear.models.formats.read import is_mla
 from regear.models.load import load_tokenizer
 from regear.tasks.choice import load as load_task
 from regear.tasks.text import BUILTIN, digest_of, read_documents, take_tokens, windows_of
 
 USES = ("calibration", "selection", "evaluation")
-CARRIED = ("tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
-GENERATION = "generation_config.json"
 # Raised when the same calibration comes to hold something else, so that no stale statistics or factors are read.
 STATISTICS_VERSION = 2
-ADAPTED = " with the LoRA adapter "
-
-
-def silent(stage: str, step: int, steps: int) -> None:
-    """Progress for nobody."""
 
 
 def build_recipe(to: str | None, config: str | Path | None, changes: Sequence[str]) -> tuple[ConvertRecipe, str]:
@@ -199,20 +193,6 @@ def warn(message: str) -> None:
     print(f"regear: warning: {message}", file=sys.stderr)
 
 
-def source_name(model: str | Path, directory: Path) -> str:
-    """What a card may say of the source: a name, never a place; of an adapter, its base's name and its own."""
-    if is_adapter(directory):
-        return ADAPTED.join((base_name(directory), directory.resolve().name))
-    if str(model) in EMBEDDED:
-        return EMBEDDED[str(model)].origin
-    return directory.resolve().name if Path(model).exists() else str(model)
-
-
-def base_name(adapter: Path) -> str:
-    """The name of an adapter's base."""
-    return source_name(read_json(adapter / CONFIG)[BASE], base_of(adapter))
-
-
 class Job:
     """One conversion with its inputs fixed: their identity, the steps, the record."""
 
@@ -252,7 +232,7 @@ class Job:
             chosen = self.conversion.prepare(self.texts, place, progress)
             run.log("prepared", **chosen)
             self.conversion.write(run.staging, progress)
-            self._carry(run.staging)
+            carry_along(self.directory, run.staging)
             run.log("written")
             progress("compare", 0, 1)
             windows = self.texts.windows["evaluation"]
@@ -290,17 +270,6 @@ class Job:
             "seconds": round(seconds, 3),
             "peak_rss_bytes": peak_rss_bytes(),
         }
-
-    def _carry(self, staging: Path) -> None:
-        """Tokenizer, chat template, generation settings, licence and notices go along unchanged."""
-        for place in directories(self.directory):
-            for path in sorted({p for pattern in (*CARRIED, GENERATION) for p in place.glob(pattern)}):
-                with writing(staging / path.name):
-                    shutil.copyfile(path, staging / path.name)
-        base = base_of(self.directory)
-        card.carry_notices(base, staging)
-        if base != self.directory:
-            card.carry_notices(self.directory, staging, "adapter-")
 
     def _card(self, sections: Sequence[Section]) -> str:
         settings = ", ".join(f"{key} {value}" for key, value in self.conversion.settings().items())

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from regear.conversion.base import Progress
 from regear.conversion.calibrate import Statistics
 from regear.conversion.export import Replacement, exact_config
 from regear.conversion.factors import DAMP, FISHER_DAMP, reachable
 from regear.conversion.stream import Source
 from regear.core.files import digest
+from regear.core.run import Progress
 from regear.models.families import SourceSpec
 from regear.models.mla.modeling_regear_mla import RegearMlaConfig, RegearMlaDecoupledAttention
 from regear.models.store import write_shard

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from regear.conversion.base import Progress
 from regear.conversion.calibrate import Statistics
 from regear.conversion.factors import LayerView, bases
 from regear.conversion.latent import Factored, assemble
 from regear.conversion.stream import Edit, Source
 from regear.core.files import digest
+from regear.core.run import Progress
 from regear.models.store import write_shard
 from regear.models.tensorfile import TensorFile
 from regear.ops.lowrank import Basis

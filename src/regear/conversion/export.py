@@ -9,18 +9,15 @@ from typing import Any
 
 import torch
 
-from regear.conversion.base import Progress
 from regear.conversion.latent import Factored
 from regear.core.errors import writing
+from regear.core.run import Progress
 from regear.models.families import Experts, SourceSpec
+from regear.models.formats.write import AUTO_MAP
 from regear.models.load import load_config
 from regear.models.mla import modeling_regear_mla as modeling
 from regear.models.store import Store, plan_shards, shard_names, write_index
 from regear.models.tensorfile import DTYPES, Layout, write_tensors
-
-MODULE = "modeling_regear_mla"
-CLASSES = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
-AUTO_MAP = {auto: f"{MODULE}.RegearMla{kind}" for auto, kind in CLASSES.items()}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from regear.conversion.base import Conversion, Plan, Progress, Texts
+from regear.conversion.base import Conversion, Plan, Texts
 from regear.conversion.calibrate import Statistics, calibrate
 from regear.conversion.directions import Directions
 from regear.conversion.export import DROPS, Replacement, exact_config, exact_shapes, exact_tensors, write_checkpoint
@@ -24,6 +24,7 @@ from regear.core.errors import DataError, RecipeError
 from regear.core.files import digest, read_json, write_json
 from regear.core.recipe import validate
 from regear.core.report import Plot, Section, Series
+from regear.core.run import Progress
 from regear.models.tensorfile import BYTES
 from regear.ops import ranks as rules
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from regear.conversion.base import Plan, Progress, Texts
+from regear.conversion.base import Plan, Texts
 from regear.conversion.decoupled import DecoupledDirections, Turning, decoupled_shapes
 from regear.conversion.export import Replaced
 from regear.conversion.formats.facts import server_facts
-from regear.conversion.formats.write import in_format, output_dtype, write
 from regear.conversion.latent import allocate
 from regear.conversion.mla import MlaConversion
 from regear.conversion.recipes import MlaConvertRecipe, MlaRecipe
@@ -25,7 +24,9 @@ from regear.core.errors import IncompatibleModel, RecipeError
 from regear.core.files import digest, read_json, write_json
 from regear.core.recipe import validate
 from regear.core.report import Plot, Section, Series
+from regear.core.run import Progress
 from regear.models.families import SourceSpec
+from regear.models.formats.write import in_format, output_dtype, write
 from regear.models.store import Store
 from regear.models.strict import APPROXIMATED, decoupled_obstacles, strict_obstacles
 from regear.models.tensorfile import DTYPES

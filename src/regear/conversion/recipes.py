@@ -1,12 +1,12 @@
 """Recipes of the conversions; no torch here, so that they can be checked and listed at once."""
 
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from regear.core.recipe import Recipe, closest
+from regear.tasks.recipes import TextRecipe
 
 # Named bundles; a key given beside a preset wins over it.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -21,25 +21,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "parity": {"rope": "decoupled", "kv_ratio": 1},
     "forward-only": {"factor": "attention", "branches": "joint", "allocate": "measured"},
 }
-
-
-class TextRecipe(Recipe):
-    """Texts for one use: files (text, or JSONL rows `{text, weight}`) or `builtin`; how many tokens to take; the share
-    of windows to read as a user's turn of the chat template."""
-
-    text: list[str] = Field(default_factory=lambda: ["builtin"])
-    tokens: int = Field(8192, ge=1)
-    chat: float = Field(0.0, ge=0, le=1)
-
-    @field_validator("text", mode="before")
-    @classmethod
-    def _one_file(cls, value: Any) -> Any:
-        """A single file need not be written as a list."""
-        return [value] if isinstance(value, str) else value
-
-    def named(self) -> dict[str, Any]:
-        """What a checkpoint records: file names without their places."""
-        return {**self.model_dump(mode="json"), "text": [Path(name).name for name in self.text]}
 
 
 class CalibrationRecipe(TextRecipe):

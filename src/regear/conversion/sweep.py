@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regear.conversion.base import Progress, Texts
-from regear.conversion.convert import calibration_place, open_source, read_texts, silent, source_name, warn
+from regear.conversion.base import Texts
+from regear.conversion.convert import calibration_place, open_source, read_texts, warn
 from regear.conversion.factors import FACTORS
 from regear.conversion.mla import MlaConversion
 from regear.conversion.recipes import MlaConvertRecipe
@@ -16,9 +16,11 @@ from regear.core.files import write_json
 from regear.core.machine import describe
 from regear.core.recipe import apply_changes, read_yaml, set_key, validate
 from regear.core.report import Plot, Report, Section, Series
+from regear.core.run import Progress, silent
 from regear.core.stats import Interval, knee, paired_bootstrap, perplexity_ratio
 from regear.measure.perplexity import Scores
 from regear.models.adapter import source_digest
+from regear.models.carry import source_name
 from regear.tasks.text import digest_of
 
 RATIOS = ("3/4", "2/3", "1/2", "2/5", "1/3", "1/4", "1/6")

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,12 @@ from typing import Any, Self
 from regear.core.errors import CheckpointError, RegearError
 from regear.core.files import write_json
 from regear.core.machine import describe
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, step: int, steps: int) -> None:
+    """Progress for nobody."""
 
 
 def existing_output(out: Path) -> str | None:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from regear.conversion.base import Progress
-from regear.conversion.convert import convert, silent
+from regear.conversion.convert import convert
 from regear.conversion.sweep import plots, sweep, table
 from regear.core.errors import CheckpointError
 from regear.core.files import write_json
 from regear.core.report import Report, Section
+from regear.core.run import Progress, silent
 from regear.engine.local import generate
 from regear.models.builtin import resolve
 

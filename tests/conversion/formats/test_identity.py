@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from regear.conversion.convert import silent
 from regear.conversion.export import Replaced, Replacement, write_checkpoint
-from regear.conversion.formats.write import in_format, write
 from regear.models.families import describe
+from regear.models.formats.write import in_format, write
 from regear.models.mla import RegearMlaConfig
 from regear.models.store import Store
 from tests.tiny import make_model

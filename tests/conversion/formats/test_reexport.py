@@ -138,7 +138,7 @@ def test_what_has_no_effect_or_no_meaning_is_refused(tmp_path, text, tiny, cache
 def test_a_faulty_map_would_not_pass(tmp_path, text, cache, monkeypatch):
     """The output is measured against its source before it appears."""
     checkpoint(tmp_path / "mla")
-    monkeypatch.setattr("regear.conversion.formats.fold.interleave", lambda rows: rows)
+    monkeypatch.setattr("regear.models.formats.fold.interleave", lambda rows: rows)
     with pytest.raises(CheckpointError, match="more than rounding can"):
         regear.convert(tmp_path / "mla", tmp_path / "out", *small(text, 600), "convert.format=deepseek_v3")
     assert not (tmp_path / "out").exists()

@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticC
 import regear.models  # noqa: F401
 from regear.conversion.convert import silent
 from regear.conversion.formats.reexport import canonical
-from regear.conversion.formats.strict import STRICT
-from regear.conversion.formats.write import in_format, output_dtype, write
 from regear.core.errors import CheckpointError, IncompatibleModel, RecipeError
+from regear.models.formats.strict import STRICT
+from regear.models.formats.write import in_format, output_dtype, write
 from regear.models.store import Store
 from tests.canonical import MIXTURE, canonical_model
 from tests.tiny import LLAMA3_ROPE

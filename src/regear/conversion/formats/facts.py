@@ -5,8 +5,8 @@ Kernel widths and engines' behaviour are no facts of this program: `AS_READ` say
 
 from typing import Any
 
-from regear.conversion.formats.strict import STRICT
 from regear.core.report import Section
+from regear.models.formats.strict import STRICT
 
 AS_READ = "read in the sources of vLLM 0.32 and 0.33, SGLang 0.5.23 and transformers 5.23 (2026)"
 STOCK = (

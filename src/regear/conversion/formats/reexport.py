@@ -10,12 +10,8 @@ from typing import Any
 
 import torch
 
-from regear.conversion.base import Conversion, Plan, Progress, Texts
-from regear.conversion.formats.canonical import Geometry, source_head_dim
+from regear.conversion.base import Conversion, Plan, Texts
 from regear.conversion.formats.facts import server_facts
-from regear.conversion.formats.strict import STRICT, unfolded
-from regear.conversion.formats.view import Checkpoint
-from regear.conversion.formats.write import in_format, output_dtype, write
 from regear.conversion.head import BLOCK, CHUNK_BYTES, CHUNK_ENTRIES
 from regear.conversion.layers import BATCH_TOKENS
 from regear.conversion.recipes import MlaConvertRecipe
@@ -23,30 +19,18 @@ from regear.conversion.sizing import BASE_BYTES
 from regear.core.errors import CheckpointError, IncompatibleModel, RecipeError
 from regear.core.files import read_json
 from regear.core.report import Plot, Section
+from regear.core.run import Progress
 from regear.models.families import describe
+from regear.models.formats.canonical import Geometry, source_head_dim
+from regear.models.formats.read import canonical
+from regear.models.formats.strict import STRICT
+from regear.models.formats.write import in_format, output_dtype, write
 from regear.models.store import Store
 from regear.models.tensorfile import DTYPES
 
 SETTINGS = ("format", "latent_pad", "dtype")
 # What rounding every weight once more may change; a larger change is a fault, not noise. In nats a token.
 LARGEST_KL = {torch.float32: 1e-3, torch.bfloat16: 0.05}
-
-
-def is_mla(config: dict[str, Any]) -> bool:
-    """Whether a config is that of a checkpoint regear made in one of its formats."""
-    return config.get("model_type") == "regear_mla" or (config.get("model_type") in STRICT and "regear" in config)
-
-
-def canonical(store: Store) -> Checkpoint:
-    """Any decoupled checkpoint that regear made, as decoupled `regear_mla`.
-
-    Raises:
-        IncompatibleModel: exact RoPE, or a strict checkpoint of another program.
-        CheckpointError: tensors are missing or unknown.
-    """
-    found: Checkpoint = unfolded(store) if store.config.get("model_type") in STRICT else store
-    Geometry.of(found.config)
-    return found
 
 
 class Reexport(Conversion[MlaConvertRecipe]):

@@ -6,9 +6,9 @@ from typing import Any, Self
 
 import torch
 
-from regear.conversion.formats import fold
-from regear.conversion.formats.view import Checkpoint, Entry, Shape, View
 from regear.core.errors import CheckpointError, IncompatibleModel, RecipeError
+from regear.models.formats import fold
+from regear.models.formats.view import Checkpoint, Entry, Shape, View
 
 NEUTRAL_EPS = 2.0**26
 

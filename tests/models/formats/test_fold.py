@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regear.conversion.formats import fold
+from regear.models.formats import fold
 from regear.ops.mla import rotate_pairs
 
 sizes = st.integers(1, 5)

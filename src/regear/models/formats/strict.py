@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from regear.conversion.formats import fold
-from regear.conversion.formats.canonical import NEUTRAL_EPS, Geometry, layer_of, padded, require, source_head_dim
-from regear.conversion.formats.view import Checkpoint, Entry, View
 from regear.core.errors import CheckpointError, IncompatibleModel
+from regear.models.formats import fold
+from regear.models.formats.canonical import NEUTRAL_EPS, Geometry, layer_of, padded, require, source_head_dim
+from regear.models.formats.view import Checkpoint, Entry, View
 from regear.models.strict import part_obstacles
 
 STRICT = ("deepseek_v3", "youtu")

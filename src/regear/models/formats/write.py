@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from regear.conversion.base import Progress
-from regear.conversion.export import AUTO_MAP, MODULE
-from regear.conversion.formats.canonical import padded
-from regear.conversion.formats.strict import STRICT, folded
-from regear.conversion.formats.view import Checkpoint
 from regear.core.errors import IncompatibleModel, writing
+from regear.core.run import Progress
+from regear.models.formats.canonical import padded
+from regear.models.formats.strict import STRICT, folded
+from regear.models.formats.view import Checkpoint
 from regear.models.mla import modeling_regear_mla as modeling
 from regear.models.store import plan_shards, shard_names, write_index
 from regear.models.tensorfile import write_tensors
+
+MODULE = "modeling_regear_mla"
+CLASSES = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+AUTO_MAP = {auto: f"{MODULE}.RegearMla{kind}" for auto, kind in CLASSES.items()}
 
 
 def in_format(checkpoint: Checkpoint, name: str, pad: int | None = None) -> Checkpoint:

@@ -1,0 +1,288 @@
+"""`regear heal`: train a converted model back to what it was made from, and measure what that won.
+
+The original is measured on the same windows, so that a gain of the domain is not sold as a repair.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regear.core.errors import IncompatibleModel, RecipeError
+from regear.core.files import read_json, sha256, write_json, write_text
+from regear.core.machine import peak_rss_bytes, versions
+from regear.core.provenance import fingerprint
+from regear.core.recipe import apply_changes, read_yaml, set_key, validate
+from regear.core.run import Progress, Run, check_apart, is_done, silent
+from regear.healing.measured import TEXTS, Measured, held_out, measure, record
+from regear.healing.recipes import HealRecipe
+from regear.healing.report import card_text, write_report
+from regear.healing.source import Start
+from regear.models.adapter import directories, source_digest
+from regear.models.builtin import resolve
+from regear.models.carry import carry_along, source_name
+from regear.models.load import load_model, load_tokenizer, pick_device
+from regear.tasks.choice import load as load_task
+from regear.tasks.text import BUILTIN, Window, digest_of, read_documents, spread, take_tokens, windows_of
+from regear.train.loop import Hooks, Source
+from regear.train.parallel import World, world
+from regear.train.recipes import StageRecipe
+from regear.train.stages import Job, run_stages, trained_model
+from regear.train.stream import Stream
+
+SPLITS = {"evaluation": "evaluation", "elsewhere": "unseen"}
+DTYPES = {"source": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def build_recipe(config: str | Path | None, changes: Sequence[str], text: Sequence[str | Path]) -> HealRecipe:
+    """The checked recipe: defaults, then the file, then `key=value` words, then the training texts.
+
+    Raises:
+        RecipeError: anything unknown, out of range or contradictory.
+    """
+    values = read_yaml(Path(config)) if config is not None else {}
+    apply_changes(values, changes)
+    if text:
+        set_key(values, "data.text", [str(name) for name in text])
+    return validate(HealRecipe, values)
+
+
+def heal(
+    model: str | Path,
+    teacher: str | Path,
+    output: str | Path | None = None,
+    *changes: str,
+    text: Sequence[str | Path] = (),
+    config: str | Path | None = None,
+    tasks: Sequence[str] = (),
+    force: bool = False,
+    seed: int | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train a converted model on its original (or on text alone), and write it in the form it came in.
+
+    Args:
+        model: the directory to heal.
+        teacher: the original: directory, hub id or embedded name. Every figure is a ratio to it.
+        output: the directory to make; it appears whole, by one rename.
+        changes: `key=value` words over the recipe.
+        text: training files (text, JSONL or parquet) in the place of the built-in texts.
+        config: a recipe file.
+        tasks: multiple-choice tasks to score before and after.
+        force: replace an output of another recipe, text or model.
+        seed: over the recipe's.
+        device: `auto` is the GPU where there is one.
+        progress: told a stage, the step done, and how many there are.
+
+    Returns the JSON object that `regear heal --json` prints.
+
+    Raises:
+        RecipeError, IncompatibleModel, CheckpointError, DataError: before anything appears at the output.
+    """
+    recipe = build_recipe(config, changes if seed is None else (*changes, f"seed={seed}"), text)
+    if output is None:
+        raise RecipeError("no output given; name one with -o DIR")
+    out = Path(os.path.abspath(output))
+    healing = Healing.open(model, teacher, recipe, list(tasks), device)
+    for place in (healing.start.directory, *directories(healing.teacher)):
+        check_apart(out, place)
+    if is_done(out, healing.fingerprint, force=force):
+        return {**result(out, read_json(out / "regear.json"), 0.0), "already_done": True}
+    with world() as here:
+        return healing.run(out, here, progress, force=force)
+
+
+@dataclass(frozen=True)
+class Healing:
+    """One healing with its inputs fixed."""
+
+    start: Start
+    teacher: Path
+    recipe: HealRecipe
+    tasks: list[str]
+    device: str
+    tokenizer: Any
+    windows: dict[str, list[Window]]
+    inputs: dict[str, Any]
+
+    @classmethod
+    def open(
+        cls, model: str | Path, teacher: str | Path, recipe: HealRecipe, tasks: list[str], device: str
+    ) -> "Healing":
+        """Check that the two belong together and read the texts to measure on.
+
+        Raises:
+            IncompatibleModel: their vocabularies differ.
+        """
+        start, original = Start.open(resolve(model)), resolve(teacher)
+        pick_device(device)
+        for task in tasks:
+            load_task(task)
+        tokenizer = load_tokenizer(start.directory)
+        check_vocabulary(tokenizer, start.store.config, original)
+        windows = {}
+        for use, split in SPLITS.items():
+            wanted = getattr(recipe, use)
+            windows[use], _ = take_tokens(windows_of(read_documents(wanted.text, split)), tokenizer, wanted.tokens)
+        inputs = {
+            "model": source_digest(start.directory),
+            "teacher": source_digest(original),
+            "source": source_name(model, start.directory),
+            "taught_by": source_name(teacher, original),
+            "texts": {use: digest_of(found) for use, found in windows.items()} | {"training": training_digest(recipe)},
+            "recipe": recipe.named(),
+            "tasks": tasks,
+            "versions": versions(),
+            "device": pick_device(device).type,
+        }
+        return cls(start, original, recipe, tasks, device, tokenizer, windows, inputs)
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of the result; the number of processes and threads is not part of it: any may resume."""
+        return fingerprint(self.inputs)
+
+    def run(self, out: Path, here: World, progress: Progress, *, force: bool) -> dict[str, Any]:
+        """Measure, train, write, measure; the output appears at the end."""
+        if not here.leads:
+            return self._follow(out, here)
+        with Run(out, self.fingerprint, self.inputs["recipe"]) as run:
+            if is_done(out, self.fingerprint, force=force):  # another process may just have finished
+                return {**result(out, read_json(out / "regear.json"), 0.0), "already_done": True}
+            teacher = load_model(self.teacher, self.device)
+            job = self._job(run.directory, here, run.log, progress, teacher)
+            progress("measure", 0, 3)
+            first = self._measure(teacher, None)
+            before = self._measure(job.student(), teacher)
+            progress("measure", 2, 3)
+            stages = run_stages(job, self.recipe.parts())
+            self.start.save(trained_model(job).state_dict(), run.staging, DTYPES[self.recipe.dtype])
+            carry_along(self.start.directory, run.staging)
+            after = self._measure(load_model(run.staging, self.device), teacher)
+            progress("measure", 3, 3)
+            trained = [{k: v for k, v in stage.items() if k != "seconds"} for stage in stages]
+            kept = {"fingerprint": self.fingerprint, "format": self.start.format, **self.inputs, "stages": trained}
+            kept["from"] = earlier(self.start.directory)
+            kept["measured"] = record(first, before, after, self.windows, self.recipe.seed)
+            write_json(run.staging / "regear.json", kept)
+            write_text(run.staging / "README.md", card_text(self.start.directory, self.teacher, kept))
+            found = result(out, kept, time.monotonic() - run.started)
+            run.log("measured", **found)
+            write_report(run.directory, kept, found)
+            run.publish()
+        return found
+
+    def _follow(self, out: Path, here: World) -> dict[str, Any]:
+        """What every process but the first does: its share of the training."""
+        directory = out.with_name(out.name + ".run")
+        run_stages(self._job(directory, here, lambda *_, **__: None, silent, None), self.recipe.parts())
+        return {"output": str(out), "rank": here.rank}
+
+    def _job(
+        self, directory: Path, here: World, log: Callable[..., None], progress: Progress, teacher: Any
+    ) -> Job:
+        place = directory / "training"
+        scratch = directory / f"scratch-{here.rank}"
+
+        def hooks(student: Any) -> Hooks:
+            few = spread(self.windows[TEXTS[0]], self.recipe.held_out_windows)
+            watched = here.size == 1 and self.recipe.held_out_every and few
+            look = (lambda: held_out(student, teacher, self.tokenizer, few)) if watched else None
+            return Hooks(log, progress, look, self.recipe.held_out_every)
+
+        def source(stage: StageRecipe) -> Source:
+            data = self.recipe.data
+            return Stream(
+                data.text,
+                self.tokenizer,
+                sequence=stage.sequence,
+                batch=stage.batch // here.size,
+                seed=self.recipe.seed,
+                buffer=data.shuffle,
+                packing=data.packing,
+                end=data.end_of_text,
+                pairs=stage.objective.pairs,
+            ).shard(here.rank, here.size)
+
+        return Job(
+            lambda: self.start.load(scratch, self.device),
+            lambda: teacher if here.size == 1 else load_model(self.teacher, self.device),
+            source,
+            place,
+            here,
+            hooks,
+            self.recipe.seed,
+            pick_device(self.device),
+        )
+
+    def _measure(self, model: Any, teacher: Any) -> Measured:
+        return measure(model.eval(), teacher, self.tokenizer, self.windows, self.tasks)
+
+
+def check_vocabulary(tokenizer: Any, config: dict[str, Any], teacher: Path) -> None:
+    """Refuse a teacher whose tokens mean something else.
+
+    Raises:
+        IncompatibleModel: another vocabulary, by size or by content.
+    """
+    other = load_tokenizer(teacher)
+    mine, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if mine != theirs:
+        differing = len(set(mine.items()) ^ set(theirs.items()))
+        raise IncompatibleModel(
+            f"the model's vocabulary ({len(mine)} tokens) and the teacher's ({len(theirs)}) differ in {differing} "
+            "entries; wanted the model it was converted from, or another of the same tokenizer"
+        )
+    size = int(read_json(teacher / "config.json").get("vocab_size", 0))
+    if size != config.get("vocab_size"):
+        raise IncompatibleModel(
+            f"the model predicts {config.get('vocab_size')} tokens and the teacher {size}; wanted equal vocab_size"
+        )
+
+
+def training_digest(recipe: HealRecipe) -> dict[str, str]:
+    """The digest of every training file, by name."""
+    found = {}
+    for name in recipe.data.text:
+        if name == BUILTIN:
+            found[name] = digest_of([Window(d.text, d.kind) for d in read_documents([name], "training")])
+        else:
+            found[Path(name).name] = sha256(Path(name).expanduser())
+    return found
+
+
+def earlier(directory: Path) -> dict[str, Any]:
+    """What the model being healed records of its own making."""
+    place = directory / "regear.json"
+    made = read_json(place) if place.exists() else {}
+    return {key: made[key] for key in ("source", "to", "format", "recipe", "chosen", "from", "stages") if key in made}
+
+
+def result(out: Path, kept: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The JSON object of the verb, from what the checkpoint records."""
+    texts = kept["measured"]["texts"]
+    main = texts["evaluation"]
+    return {
+        "output": str(out),
+        "format": kept["format"],
+        "tokens": sum(stage["tokens"] for stage in kept["stages"]),
+        "perplexity": main["perplexity"],
+        "ratio": main["ratio"],
+        "kl": main["kl"],
+        "elsewhere": {key: texts["elsewhere"][key] for key in ("perplexity", "ratio", "kl")},
+        "generation": kept["measured"]["generation"],
+        "tasks": kept["measured"]["tasks"],
+        "report": str(out.with_name(out.name + ".run") / "report.html"),
+        "seconds": round(seconds, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
+def warn(message: str) -> None:
+    print(f"regear: warning: {message}", file=sys.stderr)

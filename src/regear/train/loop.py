@@ -1,0 +1,197 @@
+"""The training loop: one stage of one model, resumable to the same bytes.
+
+    for each step:  draw micro-batches → sum what they score over all processes → forward, backward each →
+                    clip → AdamW at this step's rate → log, measure, save
+
+A loss is a sum over what is scored divided by the count of the whole step, so that neither the split into
+micro-batches nor the number of processes changes it.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from regear.core.errors import BackendError
+from regear.core.run import Progress
+from regear.train import checkpoint
+from regear.train.batch import Batch
+from regear.train.objectives import Objective
+from regear.train.optim import adamw, rate
+from regear.train.parallel import World, parallelize
+from regear.train.recipes import StageRecipe
+
+TIMED_STEPS = 8  # a limit in minutes becomes a number of steps once so many have been timed
+
+
+class Source(Protocol):
+    """Endless training data with a place that can be kept."""
+
+    def __next__(self) -> Batch:
+        """This process's rows of the next step."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, as JSON."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand there again."""
+        ...
+
+
+class Trained(nn.Module):
+    """Student, teacher and loss under one root, so that one call does all that a step needs of their parameters."""
+
+    def __init__(self, student: nn.Module, teacher: Any, objective: Objective) -> None:
+        super().__init__()
+        self.student, self.teacher, self.objective = student, teacher, objective
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The summed loss of a batch, and its parts."""
+        loss = self.objective(self.student, self.teacher, batch)
+        return loss.total, loss.logged
+
+
+@dataclass
+class Hooks:
+    """What happens around steps: rows of metrics, progress, measurements while training, and their distances."""
+
+    log: Callable[..., None]
+    progress: Progress
+    measure: Callable[[], dict[str, Any]] | None = None
+    measure_every: int = 0
+    save_seconds: float = 60.0
+
+
+@dataclass
+class Stage:
+    """One stage in motion: its recipe, number, model, data, and where its steps are kept."""
+
+    recipe: StageRecipe
+    number: int
+    trained: Trained
+    source: Source
+    place: Path
+    world: World
+    hooks: Hooks
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; a stage that was cut off goes on where its last durable step stands.
+
+        Returns the steps, tokens and seconds of the stage (seconds of this process only).
+
+        Raises:
+            BackendError: the loss is NaN or infinite.
+        """
+        trained, recipe = self.trained, self.recipe
+        trained.student.train()
+        if self.world.size > 1:
+            parallelize(trained, [layer for model in (trained.student, trained.teacher) for layer in layers_of(model)])
+        optimiser = adamw(trained, recipe)
+        step, steps, tokens = self._resume(optimiser)
+        started, saved, durations = time.monotonic(), time.monotonic(), []
+        while steps is None or step < steps:
+            began = time.monotonic()
+            row = self._step(optimiser, step, steps if steps is not None else 1 << 30)
+            step, tokens = step + 1, tokens + recipe.batch * recipe.sequence
+            durations.append(time.monotonic() - began)
+            if steps is None or (step == TIMED_STEPS and recipe.minutes is not None):
+                steps = self._limit(steps, step, durations)
+            self._tell(step, steps, tokens, row, durations)
+            last = steps is not None and step >= steps
+            if steps is not None and (last or self._due(saved)):
+                self._save(optimiser, step, steps, tokens)
+                saved = time.monotonic()
+        return {"steps": step, "tokens": tokens, "seconds": round(time.monotonic() - started, 3)}
+
+    def _step(self, optimiser: torch.optim.Optimizer, step: int, steps: int) -> dict[str, float]:
+        """One update; its loss, parts, gradient norm and rate."""
+        recipe, world = self.recipe, self.world
+        torch.manual_seed((self.seed * 1_000_003 + self.number) * 1_000_003 + step * world.size + world.rank)
+        batches = next(self.source).split(recipe.micro_batch)
+        count = world.sum(sum(self.trained.objective.count(batch) for batch in batches))
+        scale, parts = world.size / max(count, 1), {}
+        for batch in batches:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                total, logged = self.trained(batch.to(self.device))
+            (total * scale).backward()
+            for name, value in {"loss": total.detach(), **logged}.items():
+                parts[name] = parts.get(name, 0.0) + float(value)
+        weights = [p for group in optimiser.param_groups for p in group["params"]]
+        norm: Any = nn.utils.clip_grad_norm_(weights, recipe.clip)
+        share = rate(step, steps, recipe)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.lr * share
+        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        found = {name: world.sum(value) / max(count, 1) for name, value in parts.items()}
+        if not (torch.tensor([norm, found["loss"]]).isfinite().all()):
+            raise BackendError(
+                f"the loss is {found['loss']:.3g} and its gradient {norm:.3g} at step {step + 1}; lower train.lr "
+                "or raise train.warmup; the last durable step is kept"
+            )
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return {**found, "gradient_norm": norm, "lr": recipe.lr * share}
+
+    def _resume(self, optimiser: torch.optim.Optimizer) -> tuple[int, int | None, int]:
+        """Step, number of steps (None until timed) and tokens so far, from the last durable step if there is one."""
+        steps = self.recipe.steps()
+        if steps is not None and self.recipe.minutes is not None:
+            steps = None  # whichever ends first; known once steps have been timed
+        found = checkpoint.latest(self.place)
+        if found is None or (state := checkpoint.state_of(found))["stage"] != self.number:
+            return 0, steps, 0
+        checkpoint.load(found, self.trained, optimiser, self.world)
+        self.source.restore(state["data"])
+        return state["step"], state["steps"], state["tokens"]
+
+    def _limit(self, steps: int | None, step: int, durations: list[float]) -> int | None:
+        """The number of steps, once it is known: from tokens, or from minutes and the time a step takes."""
+        if self.recipe.minutes is None or step < TIMED_STEPS:
+            return steps
+        left = 60 * self.recipe.minutes - sum(durations)
+        slowest = self.world.sum(statistics.median(durations[2:])) / self.world.size
+        possible = step + max(0, int(left / slowest))
+        wanted = self.recipe.steps()
+        return possible if wanted is None else min(possible, wanted)
+
+    def _due(self, saved: float) -> bool:
+        """Whether it is time to save; the leading process decides for all."""
+        mine = time.monotonic() - saved >= self.hooks.save_seconds if self.world.leads else False
+        return self.world.sum(float(mine)) > 0
+
+    def _save(self, optimiser: torch.optim.Optimizer, step: int, steps: int, tokens: int) -> None:
+        state = {"stage": self.number, "step": step, "steps": steps, "tokens": tokens, "data": self.source.state()}
+        place = self.place / f"{self.number:03d}-{step:09d}"
+        if not place.exists():
+            checkpoint.save(place, self.trained, optimiser, state, self.world)
+
+    def _tell(
+        self, step: int, steps: int | None, tokens: int, row: dict[str, float], durations: list[float]
+    ) -> None:
+        """One row of metrics, and a measurement where one is due."""
+        hooks = self.hooks
+        measured: dict[str, Any] = {}
+        if hooks.measure and hooks.measure_every and (step % hooks.measure_every == 0 or step == steps):
+            self.trained.student.eval()
+            measured = hooks.measure()
+            self.trained.student.train()
+        if self.world.leads:
+            speed = self.recipe.batch * self.recipe.sequence / durations[-1]
+            left = None if steps is None else round((steps - step) * statistics.median(durations[-20:]), 1)
+            timing = {"tokens_per_second": round(speed, 1), "seconds_left": left}
+            hooks.log("step", stage=self.number, step=step, steps=steps, tokens=tokens, **row, **timing, **measured)
+            hooks.progress(f"train {self.number + 1}", step, steps or step + 1)
+
+
+def layers_of(model: Any) -> list[nn.Module]:
+    """The decoder layers of a causal language model; none of what is no module."""
+    return list(model.base_model.layers) if isinstance(model, nn.Module) else []

@@ -1,0 +1,52 @@
+"""Low-rank adapters (peft) put into a model in place, and folded into its weights afterwards."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from regear.core.errors import RecipeError
+from regear.train.recipes import LoraRecipe
+
+ADAPTER = "default"
+
+
+def inject(model: nn.Module, recipe: LoraRecipe, names: list[str]) -> None:
+    """Freeze all and give every linear layer among `names` (parameters) an adapter.
+
+    Raises:
+        RecipeError: peft is not installed, or none of the parameters is a linear layer's weight.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise RecipeError("train.lora needs peft: pip install 'regear[train]'") from None
+    found = [name.removesuffix(".weight") for name in names]
+    targets = [name for name in found if isinstance(_module(model, name), nn.Linear)]
+    if not targets:
+        raise RecipeError(f"train.lora: {names[0]} and the other chosen parameters belong to no linear layer")
+    config = LoraConfig(
+        r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=targets, bias="none"
+    )
+    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def merged(tensors: dict[str, Any], recipe: LoraRecipe) -> dict[str, torch.Tensor]:
+    """A model's tensors with its adapters folded in, under the names it had before: W + alpha / rank · B A."""
+    plain = {name.replace(".base_layer.", "."): value for name, value in tensors.items() if ".lora_" not in name}
+    suffix = f".lora_A.{ADAPTER}.weight"
+    for name in [name for name in tensors if name.endswith(suffix)]:
+        prefix = name.removesuffix(suffix)
+        product = tensors[f"{prefix}.lora_B.{ADAPTER}.weight"].float() @ tensors[name].float()
+        weight = plain[f"{prefix}.weight"]
+        plain[f"{prefix}.weight"] = weight + (recipe.alpha / recipe.rank * product).to(weight.dtype)
+    return plain

@@ -1,0 +1,82 @@
+"""Recipes of training; no torch here, so that they can be checked and listed at once."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from regear.core.recipe import Recipe
+from regear.train.objective_recipes import ObjectiveRecipe, parse
+
+
+class LoraRecipe(Recipe):
+    """Low-rank adapters instead of whole weights; merged into the weights at the end of the stage."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class StageRecipe(Recipe):
+    """One stage of training: what trains, on which loss, for how long, at what rate.
+
+    `train` and `freeze` are name patterns (`*` matches anything); what `freeze` names never trains. `batch` counts rows
+    of `sequence` tokens in one step over all processes, `micro_batch` those that one process holds at a time.
+    """
+
+    objective: ObjectiveRecipe = Field(default_factory=lambda: parse("kl"))
+    tokens: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    lr: float = Field(5e-4, gt=0)
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: int = Field(10, ge=0)
+    floor: float = Field(0.0, ge=0, le=1)
+    decay: float = Field(0.2, gt=0, le=1)
+    batch: int = Field(4, ge=1)
+    micro_batch: int = Field(4, ge=1)
+    sequence: int = Field(256, ge=2)
+    train: list[str] = Field(default_factory=lambda: ["*.self_attn.*"])
+    freeze: list[str] = Field(default_factory=lambda: ["*.kv_a_layernorm.*"])
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(1.0, gt=0)
+    lora: LoraRecipe | None = None
+    gradient_checkpointing: bool = False
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """`objective: kl` and `objective: {kind: kl, …}` are the same."""
+        return parse(value)
+
+    @field_validator("train", "freeze", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "StageRecipe":
+        if self.batch % self.micro_batch and self.batch > self.micro_batch:
+            raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
+        if self.objective.pairs and self.batch % 2:
+            raise ValueError(f"pairs take two rows each: batch must be even, found {self.batch}")
+        if not self.train:
+            raise ValueError("train names nothing; give name patterns, such as '*.self_attn.*'")
+        return self
+
+    def steps(self) -> int | None:
+        """Steps that `tokens` allow; None where only a time is given."""
+        return None if self.tokens is None else max(1, self.tokens // (self.batch * self.sequence))
+
+
+class DataRecipe(Recipe):
+    """Training data: files or `builtin`; how examples are shuffled and laid into rows."""
+
+    text: list[str] = Field(default_factory=lambda: ["builtin"])
+    shuffle: int = Field(4096, ge=1)
+    packing: bool = True
+    end_of_text: bool = True
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value

@@ -1,0 +1,92 @@
+"""Stages in order, each on what the one before left: progressive conversion and align → KL → SFT → DPO are lists.
+
+A finished stage leaves one file of the weights it trained. Every stage, the first after a restart as any other, starts
+from the model on disk and those files, so that a run that was cut off ends with the same bytes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from regear.core.files import read_json, write_json
+from regear.models.store import write_shard
+from regear.train import lora
+from regear.train.loop import Hooks, Source, Stage, Trained
+from regear.train.objectives import make_objective
+from regear.train.optim import select
+from regear.train.parallel import World, gathered
+from regear.train.recipes import StageRecipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all stages share.
+
+    Args:
+        student: loads the model to train, as it was before the first stage.
+        teacher: loads the model to learn from, or None where no stage has one.
+        place: where steps and finished stages are kept.
+    """
+
+    student: Callable[[], Any]
+    teacher: Callable[[], Any] | None
+    source: Callable[[StageRecipe], Source]
+    place: Path
+    world: World
+    hooks: Callable[[Any], Hooks]
+    seed: int
+    device: torch.device
+
+
+def run_stages(job: Job, recipes: Sequence[StageRecipe]) -> list[dict[str, Any]]:
+    """Train all stages that are not finished; returns steps, tokens, seconds and trained parameters of each."""
+    return [
+        read_json(_record(job.place, number)) if _record(job.place, number).exists() else _run(job, recipe, number)
+        for number, recipe in enumerate(recipes)
+    ]
+
+
+def trained_model(job: Job) -> Any:
+    """The model as the finished stages left it."""
+    model = job.student()
+    held = model.state_dict()
+    for file in sorted(job.place.glob("stage-*.safetensors")):
+        for name, value in load_file(file).items():
+            held[name].copy_(value)
+    return model
+
+
+def _run(job: Job, recipe: StageRecipe, number: int) -> dict[str, Any]:
+    student = trained_model(job)
+    teacher = job.teacher() if job.teacher is not None and recipe.objective.teacher else None
+    names = select(student, recipe.train, recipe.freeze)
+    if recipe.lora is not None:
+        lora.inject(student, recipe.lora, names)
+    if recipe.gradient_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    if teacher is not None:
+        teacher.requires_grad_(False)
+    count = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    trained = Trained(student, teacher, make_objective(recipe.objective))
+    steps = Stage(
+        recipe, number, trained, job.source(recipe), job.place / "steps", job.world, job.hooks(student), job.seed, job.device
+    )
+    result = {"stage": number, "objective": recipe.objective.kind, "parameters": count, **steps.run()}
+    weights = gathered(student)
+    if recipe.lora is not None:
+        weights = lora.merged(weights, recipe.lora)
+    if job.world.leads:
+        write_shard(job.place / f"stage-{number:03d}.safetensors", {name: weights[name] for name in names})
+        write_json(_record(job.place, number), result)
+    job.world.wait()
+    return result
+
+
+def _record(place: Path, number: int) -> Path:
+    return place / f"stage-{number:03d}.json"
+
+
