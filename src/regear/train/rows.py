@@ -1,0 +1,172 @@
+"""Rows of training files, read one at a time from any place: text files, JSONL, parquet, the built-in texts.
+
+A row's position is a number that its file alone understands (a byte offset, a row number), so that a stopped stream
+can go back to the very rows it held.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from regear.core.errors import DataError, one_line
+from regear.tasks.text import BUILTIN, builtin_documents, read_documents
+
+Row = dict[str, Any]
+READ_ROWS = 256
+
+
+class Source(ABC):
+    """One file of rows."""
+
+    name: str
+    size: int
+
+    @abstractmethod
+    def rows(self, start: int = 0) -> Iterator[tuple[int, Row]]:
+        """Every row from the position `start` on, with its position."""
+
+    @abstractmethod
+    def where(self, position: int) -> str:
+        """The row as a person would find it: the file and the line or row, counted from 1."""
+
+    def pick(self, positions: Iterable[int]) -> dict[int, Row]:
+        """The rows at these positions, and no others read."""
+        return {position: next(self.rows(position))[1] for position in positions}
+
+
+class TextFile(Source):
+    """A text file as one row `{text}`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name, self.size = path, str(path), _size(path)
+
+    def rows(self, start: int = 0) -> Iterator[tuple[int, Row]]:
+        yield 0, {"text": read_documents([self.path], "training")[0].text}
+
+    def where(self, position: int) -> str:
+        return self.name
+
+
+class BuiltinText(Source):
+    """One document of a built-in split as one row `{text}`."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name, self.text, self.size = name, text, len(text)
+
+    def rows(self, start: int = 0) -> Iterator[tuple[int, Row]]:
+        yield 0, {"text": self.text}
+
+    def where(self, position: int) -> str:
+        return self.name
+
+
+class JsonLines(Source):
+    """A JSON object a line; the position is the line's byte offset. Blank lines are passed over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name, self.size = path, str(path), _size(path)
+
+    def rows(self, start: int = 0) -> Iterator[tuple[int, Row]]:
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            while line := file.readline():
+                position = file.tell() - len(line)
+                if line.strip():
+                    yield position, self._parse(line, position)
+
+    def where(self, position: int) -> str:
+        with open(self.path, "rb") as file:
+            return f"{self.name}, line {1 + sum(1 for _ in iter(lambda: file.tell() < position and file.readline(), False))}"
+
+    def _parse(self, line: bytes, position: int) -> Row:
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.where(position)}: not UTF-8 (byte {error.start}); convert the file") from None
+        except ValueError as error:
+            raise DataError(f"{self.where(position)}: not JSON ({error}); wanted one object a line") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{self.where(position)}: found {type(row).__name__}, wanted a JSON object")
+        return row
+
+
+class Parquet(Source):
+    """A parquet file; the position is the row's number. Read by record batches, not whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name, self.size = path, str(path), _size(path)
+        with self._open() as file:
+            meta = file.metadata
+            self.ends = list(accumulate(meta.row_group(i).num_rows for i in range(meta.num_row_groups)))
+
+    def rows(self, start: int = 0) -> Iterator[tuple[int, Row]]:
+        with self._open() as file:
+            for group in range(bisect_right(self.ends, start), len(self.ends)):
+                for position, row in self._group(file, group):
+                    if position >= start:
+                        yield position, row
+
+    def where(self, position: int) -> str:
+        return f"{self.name}, row {position + 1}"
+
+    def pick(self, positions: Iterable[int]) -> dict[int, Row]:
+        wanted = set(positions)
+        with self._open() as file:
+            groups = sorted({bisect_right(self.ends, position) for position in wanted})
+            return {at: row for group in groups for at, row in self._group(file, group) if at in wanted}
+
+    def _group(self, file: Any, group: int) -> Iterator[tuple[int, Row]]:
+        position = self.ends[group - 1] if group else 0
+        for batch in file.iter_batches(batch_size=READ_ROWS, row_groups=[group]):
+            for row in batch.to_pylist():
+                yield position, row
+                position += 1
+
+    def _open(self) -> Any:
+        try:
+            import pyarrow
+            from pyarrow.parquet import ParquetFile
+        except ImportError:
+            raise DataError(f"{self.name}: reading parquet needs pyarrow; install it, or give JSONL") from None
+        try:
+            return ParquetFile(self.path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{self.name}: not a readable parquet file ({one_line(error)})") from None
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        raise DataError(f"{path} is a directory; wanted a text, JSONL or parquet file")
+    try:
+        with open(path, "rb"):
+            size = path.stat().st_size
+    except FileNotFoundError:
+        raise DataError(f"no training file {path}; give an existing file") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; give a readable file") from None
+    if not size:
+        raise DataError(f"{path} is empty; wanted rows or text")
+    return size
+
+
+def open_sources(files: Sequence[str | Path], split: str = "training") -> list[Source]:
+    """One source a file; the word `builtin` stands for the documents of that split of the built-in texts.
+
+    Raises:
+        DataError: no file, or one is missing, empty or unreadable.
+    """
+    if not files:
+        raise DataError("no training text; give files, or the word builtin")
+    sources: list[Source] = []
+    for file in files:
+        if str(file) == BUILTIN:
+            documents = builtin_documents(split)
+            sources += [BuiltinText(f"{BUILTIN}:{split}, document {i}", d.text) for i, d in enumerate(documents, 1)]
+            continue
+        path = Path(file).expanduser()
+        sources.append({".jsonl": JsonLines, ".parquet": Parquet}.get(path.suffix, TextFile)(path))
+    return sources
