@@ -132,7 +132,7 @@ def chunk_losses(
     """Each term's loss of each token, [terms, C]; the gradient of Σ c · term is added to `gradient_CV` where given."""
     theirs = teacher.logits() if teacher is not None and any(term.name != "ce" for term in terms) else None
     losses = logits_CV.new_empty(len(terms), len(logits_CV))
-    for temperature in {term.temperature for term in terms}:
+    for temperature in dict.fromkeys(term.temperature for term in terms):
         student = Softened(logits_CV, temperature)
         here = [(i, term) for i, term in enumerate(terms) if term.temperature == temperature]
         logs = None
