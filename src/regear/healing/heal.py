@@ -184,9 +184,7 @@ class Healing:
         run_stages(self._job(directory, here, lambda *_, **__: None, silent, None), self.recipe.parts())
         return {"output": str(out), "rank": here.rank}
 
-    def _job(
-        self, directory: Path, here: World, log: Callable[..., None], progress: Progress, teacher: Any
-    ) -> Job:
+    def _job(self, directory: Path, here: World, log: Callable[..., None], progress: Progress, teacher: Any) -> Job:
         place = directory / "training"
         scratch = directory / f"scratch-{here.rank}"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from regear.core.stats import Interval, paired_bootstrap
+from regear.core.stats import Interval
 from regear.measure.choice import ChoiceScores, score_choices
 from regear.measure.generation import Written, write
 from regear.measure.perplexity import Scores, score, score_pair
@@ -31,9 +31,7 @@ def measure(
 ) -> Measured:
     """Measure `model`; `teacher` is None where it is the teacher itself."""
     texts = {
-        use: score(model, tokenizer, found)
-        if teacher is None
-        else score_pair(model, teacher, tokenizer, found)[0]
+        use: score(model, tokenizer, found) if teacher is None else score_pair(model, teacher, tokenizer, found)[0]
         for use, found in windows.items()
     }
     chosen = {name: score_choices(model, tokenizer, load_task(name)) for name in tasks}
@@ -49,7 +47,9 @@ def record(
             use: _text(teacher.texts[use], before.texts[use], after.texts[use], found, seed)
             for use, found in windows.items()
         },
-        "tasks": {name: _task(teacher.tasks[name], before.tasks[name], after.tasks[name], seed) for name in after.tasks},
+        "tasks": {
+            name: _task(teacher.tasks[name], before.tasks[name], after.tasks[name], seed) for name in after.tasks
+        },
         "generation": {
             "teacher": teacher.written.summary(teacher.written),
             "before": before.written.summary(teacher.written),

@@ -19,11 +19,13 @@ def sections(kept: dict[str, Any]) -> list[Section]:
     """The tables that card and report share."""
     measured = kept["measured"]
     found = [_text(TITLES[use], text) for use, text in measured["texts"].items()]
-    rows = [[key, *(measured["generation"][side][key] for side in SIDES)] for key in ("agreement", "repetition", "length")]
+    rows = [
+        [key, *(measured["generation"][side][key] for side in SIDES)] for key in ("agreement", "repetition", "length")
+    ]
     prompts = measured["generation"]["teacher"]["prompts"]
     note = (
-        f"Greedy continuations of {prompts} prompts: the share of the teacher's tokens before the first that differs, the "
-        "share of 4-grams already written, tokens until the end of text or the limit."
+        f"Greedy continuations of {prompts} prompts: the share of the teacher's tokens before the first that differs, "
+        "the share of 4-grams already written, tokens until the end of text or the limit."
     )
     found.append(Section("What it writes", ["", *SIDES], rows, note))
     for name, task in measured["tasks"].items():
@@ -42,24 +44,27 @@ def _text(title: str, text: dict[str, Any]) -> Section:
     perplexity, kl, share = text["perplexity"], text["kl"], regained(text)
     won = f" {100 * share:.0f} % of the excess log-perplexity was won back." if share is not None else ""
     note = (
-        f"Perplexity {perplexity['teacher']:.3f} (teacher), {perplexity['before']:.3f} before, {perplexity['after']:.3f} "
-        f"after; KL from the teacher {kl['before']:.4f} before, {kl['after']:.4f} after, nats a token; {text['windows']} "
-        f"windows, {text['tokens']:,} scored tokens; intervals are paired bootstraps over windows.{won}"
+        f"Perplexity {perplexity['teacher']:.3f} (teacher), {perplexity['before']:.3f} before, "
+        f"{perplexity['after']:.3f} after; KL from the teacher {kl['before']:.4f} before, {kl['after']:.4f} after, nats "
+        f"a token; {text['windows']} windows, {text['tokens']:,} scored tokens; intervals are paired bootstraps over "
+        f"windows.{won}"
     )
     header = ["perplexity over the teacher's", "before", "95 % interval", "after", "95 % interval"]
     return Section(title, header, rows, note)
 
 
 def _ratios(pair: dict[str, Sequence[float]]) -> list[Any]:
-    return [cell for side in ("before", "after") for cell in (pair[side][0], f"{pair[side][1]:.3f} to {pair[side][2]:.3f}")]
+    return [
+        cell for side in ("before", "after") for cell in (pair[side][0], f"{pair[side][1]:.3f} to {pair[side][2]:.3f}")
+    ]
 
 
 def card_text(source: Path, teacher: Path, kept: dict[str, Any]) -> str:
     """The README of the output."""
     tokens = sum(stage["tokens"] for stage in kept["stages"])
     lead = (
-        f"{kept['source']}, trained by regear for {tokens:,} tokens with {kept['taught_by']} as its teacher. It loads as "
-        "its source did. `regear.json` records digests, versions, the recipe and every figure below."
+        f"{kept['source']}, trained by regear for {tokens:,} tokens with {kept['taught_by']} as its teacher. It loads "
+        "as its source did. `regear.json` records digests, versions, the recipe and every figure below."
     )
     return card.render(
         f"{kept['source'].split('/')[-1]}, healed",

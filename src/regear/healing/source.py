@@ -33,7 +33,9 @@ class Start:
             CheckpointError: a damaged directory, or a LoRA adapter.
         """
         if is_adapter(directory):
-            raise CheckpointError(f"{directory} is a LoRA adapter; convert it, or merge it into its base, and heal that")
+            raise CheckpointError(
+                f"{directory} is a LoRA adapter; convert it, or merge it into its base, and heal that"
+            )
         return cls(directory, open_store(directory))
 
     @property

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from regear.core.files import read_json, write_json
 from regear.train.parallel import World
@@ -25,7 +26,7 @@ def save(place: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state:
         aside.mkdir(parents=True)
     world.wait()
     weights, moments = get_state_dict(model, optimiser, options=OPTIONS)
-    dcp.save({"model": weights, "optimiser": moments}, checkpoint_id=str(aside), no_dist=world.size == 1)
+    dcp_save({"model": weights, "optimiser": moments}, checkpoint_id=str(aside), no_dist=world.size == 1)
     if world.leads:
         write_json(aside / STATE, state)
         os.replace(aside, place)
@@ -49,8 +50,8 @@ def state_of(place: Path) -> dict[str, Any]:
 def load(place: Path, model: nn.Module, optimiser: torch.optim.Optimizer, world: World) -> None:
     """Put a saved step back into the model and its optimiser."""
     weights, moments = get_state_dict(model, optimiser, options=OPTIONS)
-    held = {"model": weights, "optimiser": moments}
-    dcp.load(held, checkpoint_id=str(place), no_dist=world.size == 1)
+    held: dict[str, Any] = {"model": weights, "optimiser": moments}
+    dcp_load(held, checkpoint_id=str(place), no_dist=world.size == 1)
     set_state_dict(
         model, optimiser, model_state_dict=held["model"], optim_state_dict=held["optimiser"], options=OPTIONS
     )

@@ -21,10 +21,11 @@ from regear.core.errors import BackendError
 from regear.core.run import Progress
 from regear.train import checkpoint
 from regear.train.batch import Batch
-from regear.train.objectives import Objective
+from regear.train.objectives import Loss
 from regear.train.optim import adamw, rate
 from regear.train.parallel import World, parallelize
 from regear.train.recipes import StageRecipe
+from regear.train.states import decoder
 
 TIMED_STEPS = 8  # a limit in minutes becomes a number of steps once so many have been timed
 
@@ -48,7 +49,7 @@ class Source(Protocol):
 class Trained(nn.Module):
     """Student, teacher and loss under one root, so that one call does all that a step needs of their parameters."""
 
-    def __init__(self, student: nn.Module, teacher: Any, objective: Objective) -> None:
+    def __init__(self, student: nn.Module, teacher: Any, objective: Callable[[Any, Any, Batch], Loss]) -> None:
         super().__init__()
         self.student, self.teacher, self.objective = student, teacher, objective
 
@@ -117,8 +118,9 @@ class Stage:
         recipe, world = self.recipe, self.world
         torch.manual_seed((self.seed * 1_000_003 + self.number) * 1_000_003 + step * world.size + world.rank)
         batches = next(self.source).split(recipe.micro_batch)
-        count = world.sum(sum(self.trained.objective.count(batch) for batch in batches))
-        scale, parts = world.size / max(count, 1), {}
+        count = world.sum(sum(self._count(batch) for batch in batches))
+        scale = world.size / max(count, 1)
+        parts: dict[str, float] = {}
         for batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 total, logged = self.trained(batch.to(self.device))
@@ -140,6 +142,10 @@ class Stage:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         return {**found, "gradient_norm": norm, "lr": recipe.lr * share}
+
+    def _count(self, batch: Batch) -> int:
+        """What a batch's loss is a sum over: pairs, or predictions."""
+        return len(batch.tokens_BL) // 2 if self.recipe.objective.pairs else batch.count
 
     def _resume(self, optimiser: torch.optim.Optimizer) -> tuple[int, int | None, int]:
         """Step, number of steps (None until timed) and tokens so far, from the last durable step if there is one."""
@@ -174,9 +180,7 @@ class Stage:
         if not place.exists():
             checkpoint.save(place, self.trained, optimiser, state, self.world)
 
-    def _tell(
-        self, step: int, steps: int | None, tokens: int, row: dict[str, float], durations: list[float]
-    ) -> None:
+    def _tell(self, step: int, steps: int | None, tokens: int, row: dict[str, float], durations: list[float]) -> None:
         """One row of metrics, and a measurement where one is due."""
         hooks = self.hooks
         measured: dict[str, Any] = {}
@@ -194,4 +198,4 @@ class Stage:
 
 def layers_of(model: Any) -> list[nn.Module]:
     """The decoder layers of a causal language model; none of what is no module."""
-    return list(model.base_model.layers) if isinstance(model, nn.Module) else []
+    return list(decoder(model).layers) if isinstance(model, nn.Module) else []

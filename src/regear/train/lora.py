@@ -26,7 +26,11 @@ def inject(model: nn.Module, recipe: LoraRecipe, names: list[str]) -> None:
     if not targets:
         raise RecipeError(f"train.lora: {names[0]} and the other chosen parameters belong to no linear layer")
     config = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=targets, bias="none"
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # type: ignore[arg-type]
+        lora_dropout=recipe.dropout,
+        target_modules=targets,
+        bias="none",
     )
     inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     for name, parameter in model.named_parameters():

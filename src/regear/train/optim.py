@@ -41,12 +41,13 @@ def select(model: nn.Module, train: Sequence[str], freeze: Sequence[str]) -> lis
 
 def groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
     """AdamW's groups: matrices decay; vectors and what `UNDECAYED` names do not."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (plain if parameter.ndim < 2 or UNDECAYED.search(name) else decayed).append(parameter)
-    found = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in found if group["params"]]
+    kinds = ((decayed, decay), (plain, 0.0))
+    return [{"params": held, "weight_decay": share} for held, share in kinds if held]
 
 
 def adamw(model: nn.Module, recipe: StageRecipe) -> torch.optim.AdamW:

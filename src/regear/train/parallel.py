@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -73,4 +74,7 @@ def parallelize(root: nn.Module, layers: list[nn.Module]) -> None:
 def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
     """All tensors of a model, whole and on the CPU, whether it is spread over processes or not."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return dict(get_model_state_dict(model, options=options)) if dist.is_initialized() else dict(model.state_dict())
+    if not dist.is_initialized():
+        return model.state_dict()
+    found: dict[str, Any] = get_model_state_dict(model, options=options)
+    return found

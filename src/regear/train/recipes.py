@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from regear.core.recipe import Recipe
-from regear.train.objective_recipes import ObjectiveRecipe, parse
+from regear.train.objective_recipes import KlRecipe, Objective
 
 
 class LoraRecipe(Recipe):
@@ -23,7 +23,7 @@ class StageRecipe(Recipe):
     of `sequence` tokens in one step over all processes, `micro_batch` those that one process holds at a time.
     """
 
-    objective: ObjectiveRecipe = Field(default_factory=lambda: parse("kl"))
+    objective: Objective = Field(default_factory=lambda: KlRecipe.model_validate({}))
     tokens: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     lr: float = Field(5e-4, gt=0)
@@ -41,12 +41,6 @@ class StageRecipe(Recipe):
     clip: float = Field(1.0, gt=0)
     lora: LoraRecipe | None = None
     gradient_checkpointing: bool = False
-
-    @field_validator("objective", mode="before")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        """`objective: kl` and `objective: {kind: kl, …}` are the same."""
-        return parse(value)
 
     @field_validator("train", "freeze", mode="before")
     @classmethod

@@ -16,10 +16,11 @@ from regear.core.files import read_json, write_json
 from regear.models.store import write_shard
 from regear.train import lora
 from regear.train.loop import Hooks, Source, Stage, Trained
-from regear.train.objectives import make_objective
+from regear.train.objectives import objective
 from regear.train.optim import select
 from regear.train.parallel import World, gathered
 from regear.train.recipes import StageRecipe
+from regear.train.states import check_head
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def trained_model(job: Job) -> Any:
 
 def _run(job: Job, recipe: StageRecipe, number: int) -> dict[str, Any]:
     student = trained_model(job)
-    teacher = job.teacher() if job.teacher is not None and recipe.objective.teacher else None
+    teacher = job.teacher() if job.teacher is not None and recipe.objective.teacher != "none" else None
     names = select(student, recipe.train, recipe.freeze)
     if recipe.lora is not None:
         lora.inject(student, recipe.lora, names)
@@ -71,9 +72,18 @@ def _run(job: Job, recipe: StageRecipe, number: int) -> dict[str, Any]:
     if teacher is not None:
         teacher.requires_grad_(False)
     count = sum(p.numel() for p in student.parameters() if p.requires_grad)
-    trained = Trained(student, teacher, make_objective(recipe.objective))
+    check_head(student)
+    trained = Trained(student, teacher, objective(recipe.objective))
     steps = Stage(
-        recipe, number, trained, job.source(recipe), job.place / "steps", job.world, job.hooks(student), job.seed, job.device
+        recipe,
+        number,
+        trained,
+        job.source(recipe),
+        job.place / "steps",
+        job.world,
+        job.hooks(student),
+        job.seed,
+        job.device,
     )
     result = {"stage": number, "objective": recipe.objective.kind, "parameters": count, **steps.run()}
     weights = gathered(student)
@@ -88,5 +98,3 @@ def _run(job: Job, recipe: StageRecipe, number: int) -> dict[str, Any]:
 
 def _record(place: Path, number: int) -> Path:
     return place / f"stage-{number:03d}.json"
-
-
