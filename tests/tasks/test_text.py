@@ -1,7 +1,11 @@
 """Windows are fixed by the text alone; the built-in splits share no passage."""
 
+import importlib.resources
+import itertools
+
 import hypothesis.strategies as st
 import pytest
+import yaml
 from hypothesis import given, settings
 
 from regear.core.errors import DataError
@@ -74,19 +78,30 @@ def test_digest_follows_text_and_weight():
 
 def test_builtin_splits_are_disjoint_and_large_enough():
     """Reads the real texts: the running Python's own, and packages fetched once into the cache."""
-    windows = {
-        split: windows_of(read_documents(["builtin"], split)) for split in ("calibration", "selection", "evaluation")
-    }
+    splits = ("calibration", "selection", "evaluation", "training", "unseen")
+    windows = {split: windows_of(read_documents(["builtin"], split)) for split in splits}
     assert len(windows["evaluation"]) >= 64
+    assert len(windows["training"]) * WINDOW_BYTES > 1_900_000
+    assert 60_000 < len(windows["unseen"]) * WINDOW_BYTES < 100_000
     for kind in ("essay", "manual", "code"):
-        assert all(any(w.kind == kind for w in found) for found in windows.values())
+        assert all(any(w.kind == kind for w in found) for use, found in windows.items() if use != "unseen")
+    assert {w.kind for w in windows["unseen"]} == {"play"}
     lines = {
         split: {line.strip() for w in found for line in w.text.splitlines() if len(line.strip()) > 60}
         for split, found in windows.items()
     }
-    # Boilerplate (a licence line, say) may recur; passages may not.
-    for a, b in (("calibration", "evaluation"), ("selection", "evaluation"), ("calibration", "selection")):
-        assert len(lines[a] & lines[b]) <= 3, sorted(lines[a] & lines[b])
+    # Boilerplate (a licence line, say) may recur; passages may not. Calibration and training are both fitting.
+    for a, b in set(itertools.combinations(splits, 2)) - {("calibration", "training")}:
+        assert len(lines[a] & lines[b]) <= 3, (a, b, sorted(lines[a] & lines[b]))
+
+
+def test_no_built_in_document_serves_training_and_judging():
+    table = yaml.safe_load(importlib.resources.files("regear.tasks").joinpath("texts.yaml").read_text())
+    documents = {
+        split: {(e["source"], e["path"]) for e in entries if "path" in e} for split, entries in table["splits"].items()
+    }
+    for judge in ("selection", "evaluation", "unseen"):
+        assert not documents["training"] & documents[judge]
 
 
 def test_calibration_reads_some_windows_as_chat_and_all_with_what_the_tokenizer_adds():

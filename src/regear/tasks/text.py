@@ -173,7 +173,7 @@ def digest_of(windows: Sequence[Window]) -> str:
 
 
 def builtin_documents(split: str) -> list[Document]:
-    """The documents of one split (calibration, selection, evaluation) of the built-in texts."""
+    """The documents of one split (calibration, selection, evaluation, training, unseen) of the built-in texts."""
     table = yaml.safe_load(importlib.resources.files("regear.tasks").joinpath("texts.yaml").read_text())
     return [_builtin(entry, table["sources"]) for entry in table["splits"][split]]
 
@@ -183,7 +183,8 @@ def _builtin(entry: dict[str, Any], sources: dict[str, Any]) -> Document:
     match entry["source"]:
         case "python-topics":
             names = sorted(pydoc_data.topics.topics)[entry["offset"] :: entry["stride"]]
-            text = "\n\n".join(pydoc_data.topics.topics[name] for name in names)
+            left_out = entry.get("without", ())
+            text = "\n\n".join(pydoc_data.topics.topics[name] for name in names if name not in left_out)
         case "python-library":
             text = _read(Path(sysconfig.get_paths()["stdlib"]) / entry["path"])
         case name:

@@ -79,8 +79,11 @@ class JsonLines(Source):
                     yield position, self._parse(line, position)
 
     def where(self, position: int) -> str:
+        line = 1
         with open(self.path, "rb") as file:
-            return f"{self.name}, line {1 + sum(1 for _ in iter(lambda: file.tell() < position and file.readline(), False))}"
+            while file.tell() < position and file.readline():
+                line += 1
+        return f"{self.name}, line {line}"
 
     def _parse(self, line: bytes, position: int) -> Row:
         try:
