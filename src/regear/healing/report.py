@@ -45,8 +45,8 @@ def _text(title: str, text: dict[str, Any]) -> Section:
     won = f" {100 * share:.0f} % of the excess log-perplexity was won back." if share is not None else ""
     note = (
         f"Perplexity {perplexity['teacher']:.3f} (teacher), {perplexity['before']:.3f} before, "
-        f"{perplexity['after']:.3f} after; KL from the teacher {kl['before']:.4f} before, {kl['after']:.4f} after, nats "
-        f"a token; {text['windows']} windows, {text['tokens']:,} scored tokens; intervals are paired bootstraps over "
+        f"{perplexity['after']:.3f} after; KL from the teacher {kl['before']:.4f} before, {kl['after']:.4f} "
+        f"after, nats a token; {text['windows']} windows, {text['tokens']:,} scored tokens; intervals are paired bootstraps over "
         f"windows.{won}"
     )
     header = ["perplexity over the teacher's", "before", "95 % interval", "after", "95 % interval"]
