@@ -46,8 +46,8 @@ def _text(title: str, text: dict[str, Any]) -> Section:
     note = (
         f"Perplexity {perplexity['teacher']:.3f} (teacher), {perplexity['before']:.3f} before, "
         f"{perplexity['after']:.3f} after; KL from the teacher {kl['before']:.4f} before, {kl['after']:.4f} "
-        f"after, nats a token; {text['windows']} windows, {text['tokens']:,} scored tokens; intervals are paired bootstraps over "
-        f"windows.{won}"
+        f"after, nats a token; {text['windows']} windows, {text['tokens']:,} scored tokens; intervals are paired "
+        f"bootstraps over windows.{won}"
     )
     header = ["perplexity over the teacher's", "before", "95 % interval", "after", "95 % interval"]
     return Section(title, header, rows, note)
