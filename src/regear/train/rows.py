@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from regear.core.errors import DataError, one_line
-from regear.tasks.text import BUILTIN, builtin_documents, read_documents
+from regear.tasks.text import BUILTIN, read_documents
 
 Row = dict[str, Any]
 READ_ROWS = 256
@@ -167,7 +167,7 @@ def open_sources(files: Sequence[str | Path], split: str = "training") -> list[S
     sources: list[Source] = []
     for file in files:
         if str(file) == BUILTIN:
-            documents = builtin_documents(split)
+            documents = read_documents([BUILTIN], split)
             sources += [BuiltinText(f"{BUILTIN}:{split}, document {i}", d.text) for i, d in enumerate(documents, 1)]
             continue
         path = Path(file).expanduser()
