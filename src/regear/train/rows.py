@@ -134,7 +134,9 @@ class Parquet(Source):
             import pyarrow
             from pyarrow.parquet import ParquetFile
         except ImportError:
-            raise DataError(f"{self.name}: reading parquet needs pyarrow; install it, or give JSONL") from None
+            raise DataError(
+                f"{self.name}: reading parquet needs pyarrow; install regear[train], or give JSONL"
+            ) from None
         try:
             return ParquetFile(self.path)
         except (pyarrow.ArrowException, OSError) as error:
