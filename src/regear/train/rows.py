@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from regear.core.errors import DataError, one_line
-from regear.tasks.text import BUILTIN, builtin_documents, read_documents
+from regear.tasks.text import BUILTIN, read_documents
 
 Row = dict[str, Any]
 READ_ROWS = 256
@@ -134,7 +134,9 @@ class Parquet(Source):
             import pyarrow
             from pyarrow.parquet import ParquetFile
         except ImportError:
-            raise DataError(f"{self.name}: reading parquet needs pyarrow; install it, or give JSONL") from None
+            raise DataError(
+                f"{self.name}: reading parquet needs pyarrow; install regear[train], or give JSONL"
+            ) from None
         try:
             return ParquetFile(self.path)
         except (pyarrow.ArrowException, OSError) as error:
@@ -167,7 +169,7 @@ def open_sources(files: Sequence[str | Path], split: str = "training") -> list[S
     sources: list[Source] = []
     for file in files:
         if str(file) == BUILTIN:
-            documents = builtin_documents(split)
+            documents = read_documents([BUILTIN], split)
             sources += [BuiltinText(f"{BUILTIN}:{split}, document {i}", d.text) for i, d in enumerate(documents, 1)]
             continue
         path = Path(file).expanduser()
