@@ -71,12 +71,16 @@ def check_apart(out: Path, source: Path) -> None:
 
 
 class Run:
-    """Work towards `out`, exclusive to this process and resumable under the same fingerprint."""
+    """Work towards `out`, exclusive to this process and resumable under the same fingerprint.
+
+    `staging` becomes the output; `work` keeps what is durable on the way and goes when the output appears.
+    """
 
     def __init__(self, out: Path, fingerprint: str, recipe: dict[str, Any]) -> None:
         self.out, self.fingerprint, self.recipe = out, fingerprint, recipe
         self.directory = out.with_name(out.name + ".run")
         self.staging = self.directory / "staging"
+        self.work = self.directory / "work"
         self.started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -93,8 +97,10 @@ class Run:
             raise CheckpointError(f"another process is writing {self.out}; wait for it, or choose another") from None
         state = self.directory / "run.json"
         if state.exists() and json.loads(state.read_text()).get("fingerprint") != self.fingerprint:
-            shutil.rmtree(self.staging, ignore_errors=True)
-        self.staging.mkdir(exist_ok=True)
+            for stale in (self.staging, self.work):
+                shutil.rmtree(stale, ignore_errors=True)
+        for place in (self.staging, self.work):
+            place.mkdir(exist_ok=True)
         write_json(state, {"fingerprint": self.fingerprint, "command": sys.argv, **describe()})
         write_json(self.directory / "recipe.json", self.recipe)
         return self
@@ -112,7 +118,8 @@ class Run:
         if self.out.exists():
             os.replace(self.out, old)
         os.replace(self.staging, self.out)
-        shutil.rmtree(old, ignore_errors=True)
+        for done in (old, self.work):
+            shutil.rmtree(done, ignore_errors=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.lock.close()

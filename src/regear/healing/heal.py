@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from regear.core.machine import peak_rss_bytes, versions
 from regear.core.provenance import fingerprint
 from regear.core.recipe import apply_changes, read_yaml, set_key, validate
 from regear.core.run import Progress, Run, check_apart, is_done, silent
-from regear.healing.measured import TEXTS, Measured, held_out, measure, record
+from regear.healing.measured import TEXTS, Measured, held_out, measure, measure_teacher, record
 from regear.healing.recipes import HealRecipe
 from regear.healing.report import card_text, write_report
 from regear.healing.source import Start
+from regear.measure.perplexity import Scores
 from regear.models.adapter import directories, source_digest
 from regear.models.builtin import resolve
 from regear.models.carry import carry_along, source_name
@@ -156,15 +157,14 @@ class Healing:
             if is_done(out, self.fingerprint, force=force):  # another process may just have finished
                 return {**result(out, read_json(out / "regear.json"), 0.0), "already_done": True}
             teacher = load_model(self.teacher, self.device)
-            job = self._job(run.directory, here, run.log, progress, teacher)
+            job = self._job(run.work, here, run.log, progress, teacher)
             progress("measure", 0, 3)
-            first = self._measure(teacher, None)
-            before = self._measure(job.student(), teacher)
+            first, before = self._measured_before(run.work / "before.json", job, teacher)
             progress("measure", 2, 3)
             stages = run_stages(job, self.recipe.parts())
             self.start.save(trained_model(job).state_dict(), run.staging, DTYPES[self.recipe.dtype])
             carry_along(self.start.directory, run.staging)
-            after = self._measure(load_model(run.staging, self.device), teacher)
+            after, _ = self._measure(load_model(run.staging, self.device), teacher)
             progress("measure", 3, 3)
             trained = [{k: v for k, v in stage.items() if k != "seconds"} for stage in stages]
             kept = {"fingerprint": self.fingerprint, "format": self.start.format, **self.inputs, "stages": trained}
@@ -180,8 +180,8 @@ class Healing:
 
     def _follow(self, out: Path, here: World) -> dict[str, Any]:
         """What every process but the first does: its share of the training."""
-        directory = out.with_name(out.name + ".run")
-        run_stages(self._job(directory, here, lambda *_, **__: None, silent, None), self.recipe.parts())
+        run = Run(out, self.fingerprint, self.inputs["recipe"])
+        run_stages(self._job(run.work, here, lambda *_, **__: None, silent, None), self.recipe.parts())
         return {"output": str(out), "rank": here.rank}
 
     def _job(self, directory: Path, here: World, log: Callable[..., None], progress: Progress, teacher: Any) -> Job:
@@ -219,7 +219,16 @@ class Healing:
             pick_device(self.device),
         )
 
-    def _measure(self, model: Any, teacher: Any) -> Measured:
+    def _measured_before(self, place: Path, job: Job, teacher: Any) -> tuple[Measured, Measured]:
+        """The teacher and the model as it came; measured once a run."""
+        if not place.exists():
+            before, texts = self._measure(job.student(), teacher)
+            first = measure_teacher(teacher, texts, self.tokenizer, self.windows, self.tasks)
+            write_json(place, [asdict(first), asdict(before)])
+        first, before = map(Measured.from_json, read_json(place))
+        return first, before
+
+    def _measure(self, model: Any, teacher: Any) -> tuple[Measured, dict[str, Scores]]:
         return measure(model.eval(), teacher, self.tokenizer, self.windows, self.tasks)
 
 

@@ -1,8 +1,9 @@
 """What a healing is judged by: the same windows, items and prompts for the teacher and the model before and after."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -24,18 +25,39 @@ class Measured:
     tasks: dict[str, ChoiceScores]
     written: Written
 
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(
+            {use: Scores(**part) for use, part in found["texts"].items()},
+            {name: ChoiceScores(**part) for name, part in found["tasks"].items()},
+            Written(**found["written"]),
+        )
+
 
 @torch.no_grad()
 def measure(
     model: Any, teacher: Any, tokenizer: Any, windows: dict[str, list[Window]], tasks: Sequence[str]
+) -> tuple[Measured, dict[str, Scores]]:
+    """Measure `model` beside its teacher; also the teacher's scores of the texts, which come with it."""
+    pairs = {use: score_pair(model, teacher, tokenizer, found) for use, found in windows.items()}
+    own = Measured({use: pair[0] for use, pair in pairs.items()}, *_beyond(model, tokenizer, windows, tasks))
+    return own, {use: pair[1] for use, pair in pairs.items()}
+
+
+@torch.no_grad()
+def measure_teacher(
+    teacher: Any, texts: dict[str, Scores], tokenizer: Any, windows: dict[str, list[Window]], tasks: Sequence[str]
 ) -> Measured:
-    """Measure `model`; `teacher` is None where it is the teacher itself."""
-    texts = {
-        use: score(model, tokenizer, found) if teacher is None else score_pair(model, teacher, tokenizer, found)[0]
-        for use, found in windows.items()
-    }
+    """The rest of what a teacher is measured by, its scores of the texts being known."""
+    return Measured(texts, *_beyond(teacher, tokenizer, windows, tasks))
+
+
+def _beyond(
+    model: Any, tokenizer: Any, windows: dict[str, list[Window]], tasks: Sequence[str]
+) -> tuple[dict[str, ChoiceScores], Written]:
     chosen = {name: score_choices(model, tokenizer, load_task(name)) for name in tasks}
-    return Measured(texts, chosen, write(model, tokenizer, windows[TEXTS[0]]))
+    return chosen, write(model, tokenizer, windows[TEXTS[0]])
 
 
 def record(
@@ -94,8 +116,6 @@ def _interval(found: Interval) -> list[float]:
 
 def regained(text: dict[str, Any]) -> float | None:
     """The share of the excess log-perplexity that training won back; None where nothing was lost."""
-    import math
-
     before, after = (math.log(text["ratio"][name][0]) for name in ("before", "after"))
     return 1 - after / before if before > 0 else None
 
