@@ -131,7 +131,7 @@ class Stage:
         norm: Any = nn.utils.clip_grad_norm_(weights, recipe.clip)
         share = rate(step, steps, recipe)
         for group in optimiser.param_groups:
-            group["lr"] = recipe.lr * share
+            group["lr"] = recipe.lr * share * group["scale"]
         norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         found = {name: world.sum(value) / max(count, 1) for name, value in parts.items()}
         if not (torch.tensor([norm, found["loss"]]).isfinite().all()):

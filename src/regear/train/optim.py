@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from regear.train.recipes import StageRecipe
 
 # Norms, router gates and the parameters of state-space layers: pulling them to zero changes what they mean.
 UNDECAYED = re.compile(r"norm|(^|\.)(A_log|D|dt_bias|gate)(\.|$)")
+
+SMALLEST = 1e-3  # a parameter that starts at zero could never leave it
 
 
 def select(model: nn.Module, train: Sequence[str], freeze: Sequence[str]) -> list[str]:
@@ -39,20 +42,35 @@ def select(model: nn.Module, train: Sequence[str], freeze: Sequence[str]) -> lis
     return chosen
 
 
-def groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
-    """AdamW's groups: matrices decay; vectors and what `UNDECAYED` names do not."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (plain if parameter.ndim < 2 or UNDECAYED.search(name) else decayed).append(parameter)
-    kinds = ((decayed, decay), (plain, 0.0))
-    return [{"params": held, "weight_decay": share} for held, share in kinds if held]
+def groups(model: nn.Module, recipe: StageRecipe) -> list[dict[str, Any]]:
+    """AdamW's groups, one a parameter: matrices decay; vectors and what `UNDECAYED` names do not.
+
+    `scale` multiplies the rate. Adam moves every entry by about the rate, whatever its size; a converted layer's
+    factors differ in size a hundredfold, so relative rates are shares of each parameter's root mean square (as in Adafactor,
+    arXiv 1804.04235, section 8).
+    """
+    relative = recipe.relative and recipe.lora is None
+    return [
+        {
+            "params": [parameter],
+            "weight_decay": 0.0 if parameter.ndim < 2 or UNDECAYED.search(name) else recipe.weight_decay,
+            "scale": max(size(parameter), SMALLEST) if relative else 1.0,
+        }
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
+
+
+@torch.no_grad()
+def size(parameter: torch.Tensor) -> float:
+    """The root mean square of a parameter, wherever its parts lie."""
+    mean: Any = parameter.detach().float().square().mean()
+    return float(mean.full_tensor() if hasattr(mean, "full_tensor") else mean) ** 0.5
 
 
 def adamw(model: nn.Module, recipe: StageRecipe) -> torch.optim.AdamW:
     """AdamW over what is trainable."""
-    return torch.optim.AdamW(groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
+    return torch.optim.AdamW(groups(model, recipe), lr=recipe.lr, betas=recipe.betas)
 
 
 def rate(step: int, steps: int, recipe: StageRecipe) -> float:

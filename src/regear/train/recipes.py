@@ -21,12 +21,14 @@ class StageRecipe(Recipe):
 
     `train` and `freeze` are name patterns (`*` matches anything); what `freeze` names never trains. `batch` counts rows
     of `sequence` tokens in one step over all processes, `micro_batch` those that one process holds at a time.
+    `lr` is a share of each parameter's root mean square where `relative`.
     """
 
     objective: Objective = Field(default_factory=lambda: KlRecipe.model_validate({}))
     tokens: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
-    lr: float = Field(5e-4, gt=0)
+    lr: float = Field(2e-3, gt=0)
+    relative: bool = True
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: int = Field(10, ge=0)
     floor: float = Field(0.0, ge=0, le=1)
