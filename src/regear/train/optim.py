@@ -46,8 +46,8 @@ def groups(model: nn.Module, recipe: StageRecipe) -> list[dict[str, Any]]:
     """AdamW's groups, one a parameter: matrices decay; vectors and what `UNDECAYED` names do not.
 
     `scale` multiplies the rate. Adam moves every entry by about the rate, whatever its size; a converted layer's
-    factors differ in size a hundredfold, so relative rates are shares of each parameter's root mean square (as in Adafactor,
-    arXiv 1804.04235, section 8).
+    factors differ in size a hundredfold, so relative rates are shares of each parameter's root mean square (as in
+    Adafactor, arXiv 1804.04235, section 8).
     """
     relative = recipe.relative and recipe.lora is None
     return [
