@@ -3,6 +3,7 @@
 import torch
 
 from regear.models.mla import RegearMlaConfig, RegearMlaForCausalLM
+from tests.tiny import randomise
 
 HEADS = 6
 SHAPE = dict(
@@ -37,13 +38,4 @@ def canonical_config(bias=False, **changes) -> RegearMlaConfig:
 def canonical_model(seed=0, **changes) -> RegearMlaForCausalLM:
     """A random model of that config; the latent norm keeps its neutral weight, as a conversion leaves it."""
     torch.manual_seed(seed)
-    model = RegearMlaForCausalLM(canonical_config(**changes)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "kv_a_layernorm" in name:
-                continue
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            else:
-                parameter.normal_(0, 0.3 if name.endswith("bias") else 1.2 * parameter.shape[-1] ** -0.5)
-    return model
+    return randomise(RegearMlaForCausalLM(canonical_config(**changes)).eval(), scale=1.2, keep="kv_a_layernorm")

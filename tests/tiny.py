@@ -71,22 +71,31 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
 
 
+@torch.no_grad()
+def randomise(model: torch.nn.Module, scale: float = 1.5, keep: str | None = None) -> torch.nn.Module:
+    """Give every parameter a value that matters (biases and norm gains included), but those with `keep` in their name.
+
+    `scale` is that of a map's outputs over its inputs: above 1 heads attend to few tokens, and a wrong rotation shows.
+    """
+    for name, parameter in model.named_parameters():
+        if keep and keep in name:
+            continue
+        if "norm" in name:
+            parameter.uniform_(0.5, 1.5)
+        elif name.endswith("bias"):
+            parameter.normal_(0, 0.3)
+        else:
+            parameter.normal_(0, scale * parameter.shape[-1] ** -0.5)
+    return model
+
+
 def make_model(family: str, place: Path, seed: int = 0, **changes) -> Path:
     """Write a random model whose every parameter matters (biases and norm gains included)."""
     torch.manual_seed(seed)
     config = CONFIGS[family]()
     for key, value in changes.items():
         setattr(config, key, value)
-    model = AutoModelForCausalLM.from_config(config).float()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.3)
-            else:
-                parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
-    model.save_pretrained(place)
+    randomise(AutoModelForCausalLM.from_config(config).float()).save_pretrained(place)
     byte_tokenizer().save_pretrained(place)
     (place / "README.md").write_text("---\nlicense: mit\nbase_model: someone/tiny\n---\n")
     (place / "LICENSE").write_text("A licence.\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config
 
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, randomise
 
 
 def dense_deepseek(place: Path, seed: int = 0, layers: int = 3, **changes) -> Path:
@@ -38,12 +38,6 @@ def dense_deepseek(place: Path, seed: int = 0, layers: int = 3, **changes) -> Pa
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(DeepseekV3Config(**(settings | changes))).float()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            else:
-                parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
-    model.save_pretrained(place)
+    randomise(model).save_pretrained(place)
     byte_tokenizer().save_pretrained(place)
     return place

@@ -9,7 +9,7 @@ import regear
 from regear.models.mla import RegearMlaConfig, RegearMlaForCausalLM, modeling_regear_mla
 from tests.engines.engine import call, greedy, serve
 from tests.engines.test_vllm import PLAIN_ROPE, PROMPTS, TOKENS
-from tests.tiny import byte_tokenizer, small
+from tests.tiny import byte_tokenizer, randomise, small
 
 pytestmark = pytest.mark.engines
 MODULE = "modeling_regear_mla"
@@ -47,15 +47,7 @@ def write(place, **changes):
     auto = {key: f"{MODULE}.RegearMla{kind}" for key, kind in kinds.items()}
     torch.manual_seed(0)
     model = RegearMlaForCausalLM(RegearMlaConfig(**(sizes | heads | tokens | ranks | changes), auto_map=auto)).float()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "kv_a_layernorm" in name:
-                continue
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            else:
-                parameter.normal_(0, 0.3 if name.endswith("bias") else 1.5 * parameter.shape[-1] ** -0.5)
-    model.save_pretrained(place)
+    randomise(model, keep="kv_a_layernorm").save_pretrained(place)
     byte_tokenizer().save_pretrained(place)
     shutil.copyfile(modeling_regear_mla.__file__, place / f"{MODULE}.py")
     return place

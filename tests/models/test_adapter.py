@@ -184,6 +184,25 @@ def test_damaged_adapters_are_refused(change, message, tiny, text, tmp_path, cac
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("copy", [True, False])
+def test_an_update_of_a_tied_head_is_refused(copy, text, tmp_path, cache):
+    """A copy of the head in the checkpoint is read by nobody, so an update of it would be lost."""
+    base = make_model("llama-tied", tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(tensors | head, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = make_adapter(base, tmp_path / "adapter", ["self_attn.q_proj", "lm_head"])
+    if not copy:
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    for use in (
+        lambda: regear.convert(adapter, tmp_path / "out", *small(text), to="mla"),
+        lambda: regear.generate(str(adapter), "a dog", max_tokens=1),
+    ):
+        with pytest.raises(IncompatibleModel, match="changes lm_head, which its base base ties") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
 def test_missing_weights_and_adapters_on_adapters_are_refused(tiny, tmp_path):
     adapter = make_adapter(tiny("llama"), tmp_path / "adapter", TARGETS)
     second = make_adapter(tiny("llama"), tmp_path / "second", TARGETS)

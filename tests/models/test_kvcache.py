@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Cache, DeepseekV3Config, DeepseekV3ForCausalLM, Gemma2Config
+from transformers import Cache, Gemma2Config
 from transformers.cache_utils import DynamicLayer
 
 import regear
@@ -11,22 +11,8 @@ from regear.measure.speed import cache_bytes, filled_cache, stored_bytes
 from regear.models.kvcache import BLOCK, FIRST, StoredLayer, kv_cache, parts
 from regear.models.load import load_model
 from regear.ops.kvquant import dequantise, group_width, quantise, spread_out
+from tests.engines.stock import dense_deepseek
 from tests.tiny import small
-
-DEEPSEEK = dict(
-    vocab_size=260,
-    hidden_size=48,
-    intermediate_size=80,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    q_lora_rank=None,
-    kv_lora_rank=24,
-    qk_rope_head_dim=8,
-    qk_nope_head_dim=12,
-    v_head_dim=12,
-    first_k_dense_replace=2,
-)
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +94,10 @@ def test_blocks_read_what_decoding_reads(name, kind, tiny, latent):
 
 
 @torch.no_grad()
-def test_stock_mla_models_store_latents_and_rotated_keys_along_channels():
+def test_stock_mla_models_store_latents_and_rotated_keys_along_channels(tmp_path):
     """A strict export is a stock DeepSeek model: latents where keys lie, rotated keys where values lie."""
-    torch.manual_seed(0)
-    model = DeepseekV3ForCausalLM(DeepseekV3Config(**DEEPSEEK)).eval()
+    widths = dict(kv_lora_rank=24, qk_rope_head_dim=8, qk_nope_head_dim=12, v_head_dim=12)
+    model = load_model(dense_deepseek(tmp_path / "stock", layers=2, **widths))
     ids = tokens(300)
     plain = model(input_ids=ids).logits
     errors = []

@@ -22,6 +22,7 @@ from regear.models.tensorfile import TensorFile
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
+HEAD = "lm_head.weight"
 MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 # Keys that leave the merge as it is. PEFT ignores fan_in_fan_out for linear maps, and our families have no others.
@@ -109,6 +110,11 @@ class MergedStore(Store):
             name = f"{module}.weight"
             if ".experts." in name:
                 raise IncompatibleModel(f"adapter {adapter} changes single experts ({module}), which is not supported")
+            if name == HEAD and self.config.get("tie_word_embeddings"):
+                raise IncompatibleModel(
+                    f"adapter {adapter} changes {module}, which its base {self.directory.name} ties to its embeddings; "
+                    "wanted an adapter that leaves it alone, or a base with tie_word_embeddings=false and its own head"
+                )
             if name not in self.shapes:
                 raise CheckpointError(f"adapter {adapter} changes {name}, which its base {self.directory.name} lacks")
             if set(pair) != {"A", "B"}:

@@ -16,14 +16,14 @@ def pick_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one.
 
     Raises:
-        RecipeError: no such device here.
+        RecipeError: no such device here, or one that holds no numbers.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=device).item()  # read back: `meta` takes any tensor and holds none
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise RecipeError(
             f"device {name!r} cannot be used here ({one_line(error)[:80]}); wanted auto, cpu or cuda"
         ) from None

@@ -117,6 +117,16 @@ def test_the_dry_run_states_the_added_parameters(tmp_path, text):
     assert plan["format"] == "deepseek_v3"
 
 
+def test_the_dry_run_counts_every_expert_of_a_layer(tmp_path, text):
+    plans = []
+    for experts in (4, 40):
+        place = tmp_path / str(experts)
+        checkpoint(place, **MIXTURE | {"num_experts": experts})
+        plans.append(regear.convert(place, None, "convert.latent_pad=12", *small(text), dry_run=True))
+    added = 36 * (3 * MIXTURE["moe_intermediate_size"] + 1) * 24  # two matrices in, one out and a row of the router
+    assert plans[1]["memory_bytes"] - plans[0]["memory_bytes"] >= 4 * added
+
+
 def test_what_has_no_effect_or_no_meaning_is_refused(tmp_path, text, tiny, cache):
     checkpoint(tmp_path / "mla")
     with pytest.raises(RecipeError, match="kv_ratio has no effect on a checkpoint that is already MLA"):

@@ -4,7 +4,8 @@ The way back, from a strict export to `regear_mla`, is what healing starts from:
 """
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from regear.core.files import read_json
 from regear.core.report import Plot, Section
 from regear.core.run import Progress
 from regear.models.families import describe
-from regear.models.formats.canonical import Geometry, source_head_dim
+from regear.models.formats.canonical import Geometry, layer_of, source_head_dim
 from regear.models.formats.read import canonical
 from regear.models.formats.strict import STRICT
 from regear.models.formats.write import in_format, output_dtype, write
@@ -76,7 +77,7 @@ class Reexport(Conversion[MlaConvertRecipe]):
             parameters_before=counts[0],
             parameters_after=counts[1],
             output_bytes=counts[1] * self.dtype.itemsize,
-            memory_bytes=_memory(geometry, self.recipe.evaluation.tokens),
+            memory_bytes=_memory((self.store, self.target), self.base.config, self.recipe.evaluation.tokens),
             scratch_bytes=0,
             cache_bytes=0,
             facts={
@@ -116,14 +117,31 @@ class Reexport(Conversion[MlaConvertRecipe]):
         return [server_facts(self.target.config)], []
 
 
-def _memory(geometry: Geometry, tokens: int) -> int:
-    """Resident bytes at the peak, about: one layer in float32 twice, its activations, states to compare, logits."""
-    shapes = geometry.tensors()
-    layer = max(sum(math.prod(s) for n, s in shapes.items() if f".layers.{i}." in n) for i in range(geometry.layers))
+def _memory(checkpoints: Sequence[Checkpoint], config: dict[str, Any], tokens: int) -> int:
+    """Resident bytes at the peak, about: one layer in float32 twice, its activations, states to compare, logits.
+
+    Args:
+        checkpoints: what is read and what is written.
+        config: of the canonical checkpoint between them.
+        tokens: how many are compared on.
+    """
+    geometry, inner = Geometry.of(config), config["intermediate_size"]
+    if config.get("expert_layers"):
+        inner = max(inner, config["num_experts_per_tok"] * config["moe_intermediate_size"])
     queries = geometry.heads * (geometry.nope + geometry.rope)
-    batch = BATCH_TOKENS * (4 * geometry.intermediate + 8 * geometry.hidden + 4 * queries)
+    batch = BATCH_TOKENS * (4 * inner + 8 * geometry.hidden + 4 * queries)
     logits = 2 * CHUNK_BYTES + 4 * 8 * BLOCK * CHUNK_ENTRIES
+    layer = max(map(_largest_layer, checkpoints))
     return BASE_BYTES + 4 * (2 * layer + batch + 3 * tokens * geometry.hidden) + logits
+
+
+def _largest_layer(checkpoint: Checkpoint) -> int:
+    """Numbers in the largest decoder layer, every expert of it included."""
+    sizes: Counter[int] = Counter()
+    for name, shape in checkpoint.shapes.items():
+        if name.startswith("model.layers."):
+            sizes[layer_of(name)] += math.prod(shape)
+    return max(sizes.values())
 
 
 def cached_floats(config: dict[str, Any]) -> int:
