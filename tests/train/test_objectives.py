@@ -119,8 +119,9 @@ def test_token_objectives_equal_whole_logits(kind, models):
     assert found.count == batch.count == 8 - 1 + 3 - 1 + 12 - 1 + 4 - 1 + 2 - 1
     torch.testing.assert_close(found.total, expected, **CLOSE)
     torch.testing.assert_close(found.logged[kind], expected.detach(), **CLOSE)
-    assert_same(gradients(student, found), gradients(student, type(found)(expected, 0, {})))
+    ours = gradients(student, found)
     assert all(p.grad is None for p in teacher.parameters())
+    assert_same(ours, gradients(student, type(found)(expected, 0, {})))
 
 
 def test_distil_is_the_weighted_sum_of_its_parts(pair):
@@ -191,7 +192,7 @@ def test_padding_and_what_does_not_count_change_nothing(kind, pair):
     answers = batch_of([9], [6], masked=4)
     fewer = make(kind)(student, teacher, answers)
     assert fewer.count == (1 if kind == "dpo" else 4 + 1)
-    assert fewer.total.item() != pytest.approx(one.total.item(), rel=1e-3)
+    assert fewer.total.item() != pytest.approx(one.total.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("value", ["kl", "reverse_kl", "align", {"kind": "align", "part": "layer"}, "hidden"])
