@@ -14,7 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from regear.ops.terms import Teacher, Term, chunk_losses
 
-CHUNK = 256
+# Logits held at a time. On a CPU 24 MiB of them: what is larger, glibc takes from the system anew every time, and the
+# page faults cost as much as the products.
+CPU_LOGITS, DEVICE_LOGITS = 6 << 20, 64 << 20
 
 
 def fused_loss(
@@ -25,7 +27,7 @@ def fused_loss(
     terms: Sequence[Term | tuple[str, float, float]],
     targets_N: torch.Tensor | None = None,
     teacher: Teacher | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Σ_n w_n Σ_terms c · term_n, and each term's detached Σ_n w_n term_n without its coefficient, in nats.
 
@@ -35,7 +37,7 @@ def fused_loss(
     Args:
         weights_N: one constant weight a token, 0 to leave it out.
         terms: at least one; `ce` needs `targets_N` and temperature 1, the others `teacher`.
-        chunk: tokens whose logits are held at a time.
+        chunk: tokens whose logits are held at a time; by default as many as the device takes well.
 
     Raises:
         ValueError: an unknown term or one given twice, a term without what it needs, or a teacher that does not fit.
@@ -56,10 +58,15 @@ def fused_loss(
 
 
 def token_logprobs(
-    hidden_ND: torch.Tensor, head_VD: torch.Tensor, targets_N: torch.Tensor, chunk: int = CHUNK
+    hidden_ND: torch.Tensor, head_VD: torch.Tensor, targets_N: torch.Tensor, chunk: int | None = None
 ) -> torch.Tensor:
     """log q[target] of each token in nats, [N]; the logits are made again in the backward pass, a chunk at a time."""
     return _TokenLogprobs.apply(hidden_ND, head_VD, targets_N, chunk)
+
+
+def chunk_tokens(head_VD: torch.Tensor) -> int:
+    """How many tokens' logits are held at a time."""
+    return max(1, (CPU_LOGITS if head_VD.device.type == "cpu" else DEVICE_LOGITS) // len(head_VD))
 
 
 def _check(terms: Sequence[Term], weights: torch.Tensor, targets: torch.Tensor | None, teacher: Teacher | None) -> None:
@@ -86,15 +93,15 @@ class _Fused(torch.autograd.Function):
         targets_N: torch.Tensor | None,
         teacher: Teacher | None,
         terms: Sequence[Term],
-        chunk: int,
+        chunk: int | None,
         training: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wants = tuple(training and needed for needed in ctx.needs_input_grad[:2])
         losses, *gradients = _sweep(hidden_ND, head_VD, weights_N, targets_N, teacher, terms, chunk, wants)
         ctx.save_for_backward(*gradients)
-        sums = losses @ weights_N.to(losses.dtype)
+        sums = (losses * weights_N).sum(1)  # no matrix product, which autocast would round
         ctx.mark_non_differentiable(sums)
-        return sums @ sums.new_tensor([term.coefficient for term in terms]), sums
+        return (sums * sums.new_tensor([term.coefficient for term in terms])).sum(), sums
 
     @staticmethod
     @once_differentiable
@@ -106,7 +113,7 @@ class _Fused(torch.autograd.Function):
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, head_VD: torch.Tensor, targets_N: torch.Tensor, chunk: int
+        ctx: Any, hidden_ND: torch.Tensor, head_VD: torch.Tensor, targets_N: torch.Tensor, chunk: int | None
     ) -> torch.Tensor:
         ctx.save_for_backward(hidden_ND, head_VD, targets_N)
         ctx.chunk = chunk
@@ -130,7 +137,7 @@ def _sweep(
     targets_N: torch.Tensor | None,
     teacher: Teacher | None,
     terms: Sequence[Term],
-    chunk: int,
+    chunk: int | None,
     wants: tuple[bool, ...],
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Losses [terms, N], and the gradients of their weighted sum in the hidden states and the head where wanted."""
@@ -141,6 +148,7 @@ def _sweep(
         losses = head.new_empty(len(terms), len(hidden_ND))
         to_hidden = torch.empty_like(hidden_ND) if wants[0] else None
         to_head = torch.zeros_like(head) if wants[1] else None
+        chunk = chunk or chunk_tokens(head)
         for start in range(0, len(hidden_ND), chunk):
             part = slice(start, start + chunk)
             hidden, weights = hidden_ND[part].to(dtype), weights_N[part].to(dtype).unsqueeze(1)

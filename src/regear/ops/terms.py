@@ -143,6 +143,11 @@ def chunk_losses(
     return losses
 
 
+def _dot(left_CV: torch.Tensor, right_CV: torch.Tensor) -> torch.Tensor:
+    """Σ_v left · right, [C], without a table of products."""
+    return torch.bmm(left_CV.unsqueeze(1), right_CV.unsqueeze(2)).flatten()
+
+
 def _ce(student: Softened, targets_C: torch.Tensor, gradient_CV: torch.Tensor | None, term: Term) -> torch.Tensor:
     targets = targets_C.unsqueeze(1)
     if gradient_CV is not None:
@@ -156,14 +161,14 @@ def _kl(student: Softened, teacher_CV: torch.Tensor, gradient_CV: torch.Tensor |
     if gradient_CV is not None:
         scale = term.coefficient * term.temperature
         gradient_CV.add_(student.probabilities, alpha=scale).sub_(probabilities, alpha=scale)
-    return torch.linalg.vecdot(probabilities, teacher_CV - student.logs) * term.temperature**2
+    return _dot(probabilities, teacher_CV - student.logs) * term.temperature**2
 
 
 def _reverse_kl(
     student: Softened, teacher_CV: torch.Tensor, gradient_CV: torch.Tensor | None, term: Term
 ) -> torch.Tensor:
     gap = student.logs - teacher_CV
-    loss = torch.linalg.vecdot(student.probabilities, gap)
+    loss = _dot(student.probabilities, gap)
     if gradient_CV is not None:
         gap.sub_(loss.unsqueeze(1))
         gradient_CV.addcmul_(student.probabilities, gap, value=term.coefficient * term.temperature)

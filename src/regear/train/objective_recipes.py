@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from regear.core.recipe import Recipe, closest
 from regear.core.registry import Row, Table
@@ -51,6 +51,12 @@ class DistilRecipe(ObjectiveRecipe):
     beta: float = Field(1.0, ge=0)
     reverse: float = Field(0.0, ge=0)
     temperature: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _something(self) -> "DistilRecipe":
+        if not self.ce + self.beta + self.reverse:
+            raise ValueError("ce, beta and reverse are all 0, which leaves nothing to learn")
+        return self
 
 
 class AlignRecipe(ObjectiveRecipe):
