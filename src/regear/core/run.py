@@ -71,12 +71,16 @@ def check_apart(out: Path, source: Path) -> None:
 
 
 class Run:
-    """Work towards `out`, exclusive to this process and resumable under the same fingerprint."""
+    """Work towards `out`, exclusive to this process and resumable under the same fingerprint.
+
+    `staging` becomes the output; `work` holds what else a restart goes on from, and ends with the run.
+    """
 
     def __init__(self, out: Path, fingerprint: str, recipe: dict[str, Any]) -> None:
         self.out, self.fingerprint, self.recipe = out, fingerprint, recipe
         self.directory = out.with_name(out.name + ".run")
         self.staging = self.directory / "staging"
+        self.work = self.directory / "work"
         self.started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -94,6 +98,7 @@ class Run:
         state = self.directory / "run.json"
         if state.exists() and json.loads(state.read_text()).get("fingerprint") != self.fingerprint:
             shutil.rmtree(self.staging, ignore_errors=True)
+            shutil.rmtree(self.work, ignore_errors=True)
         self.staging.mkdir(exist_ok=True)
         write_json(state, {"fingerprint": self.fingerprint, "command": sys.argv, **describe()})
         write_json(self.directory / "recipe.json", self.recipe)
@@ -107,12 +112,15 @@ class Run:
 
     def publish(self) -> None:
         """Give the staged output its name in one rename; an older output makes way only now."""
+        for half in self.staging.glob(".*.tmp"):  # of a process that was killed while it wrote
+            half.unlink()
         old = self.directory / "replaced"
         shutil.rmtree(old, ignore_errors=True)
         if self.out.exists():
             os.replace(self.out, old)
         os.replace(self.staging, self.out)
         shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.lock.close()
