@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,8 @@ def save(place: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     world.wait()
-    dcp_save(_tensors(model, optimiser), checkpoint_id=str(aside), no_dist=world.size == 1)
+    with _quiet():
+        dcp_save(_tensors(model, optimiser), checkpoint_id=str(aside), no_dist=world.size == 1)
     if world.leads:
         write_json(aside / STATE, state)
         os.replace(aside, place)
@@ -53,7 +57,16 @@ def load(place: Path, model: nn.Module, optimiser: torch.optim.AdamW, world: Wor
         if f"step.{name}" in stored:  # a parameter that no gradient has reached has no moments
             moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS}
             optimiser.state[parameter] = {"step": torch.zeros(()), **moments}
-    dcp_load(_tensors(model, optimiser), checkpoint_id=str(place), no_dist=world.size == 1)
+    with _quiet():
+        dcp_load(_tensors(model, optimiser), checkpoint_id=str(place), no_dist=world.size == 1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch warns of a single process, which is the usual case here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
