@@ -73,7 +73,7 @@ def check_apart(out: Path, source: Path) -> None:
 class Run:
     """Work towards `out`, exclusive to this process and resumable under the same fingerprint.
 
-    `staging` becomes the output; `work` keeps what is durable on the way and goes when the output appears.
+    `staging` becomes the output; `work` holds what else a restart goes on from, and ends with the run.
     """
 
     def __init__(self, out: Path, fingerprint: str, recipe: dict[str, Any]) -> None:
@@ -97,10 +97,9 @@ class Run:
             raise CheckpointError(f"another process is writing {self.out}; wait for it, or choose another") from None
         state = self.directory / "run.json"
         if state.exists() and json.loads(state.read_text()).get("fingerprint") != self.fingerprint:
-            for stale in (self.staging, self.work):
-                shutil.rmtree(stale, ignore_errors=True)
-        for place in (self.staging, self.work):
-            place.mkdir(exist_ok=True)
+            shutil.rmtree(self.staging, ignore_errors=True)
+            shutil.rmtree(self.work, ignore_errors=True)
+        self.staging.mkdir(exist_ok=True)
         write_json(state, {"fingerprint": self.fingerprint, "command": sys.argv, **describe()})
         write_json(self.directory / "recipe.json", self.recipe)
         return self
@@ -113,13 +112,15 @@ class Run:
 
     def publish(self) -> None:
         """Give the staged output its name in one rename; an older output makes way only now."""
+        for half in self.staging.glob(".*.tmp"):  # of a process that was killed while it wrote
+            half.unlink()
         old = self.directory / "replaced"
         shutil.rmtree(old, ignore_errors=True)
         if self.out.exists():
             os.replace(self.out, old)
         os.replace(self.staging, self.out)
-        for done in (old, self.work):
-            shutil.rmtree(done, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.lock.close()

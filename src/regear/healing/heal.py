@@ -4,7 +4,6 @@ The original is measured on the same windows, so that a gain of the domain is no
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +32,7 @@ from regear.tasks.text import BUILTIN, Window, digest_of, read_documents, spread
 from regear.train.loop import Hooks, Source
 from regear.train.parallel import World, world
 from regear.train.recipes import StageRecipe
-from regear.train.stages import Job, run_stages, trained_model
+from regear.train.stages import Job, check, run_stages, trained_model
 from regear.train.stream import Stream
 
 SPLITS = {"evaluation": "evaluation", "elsewhere": "unseen"}
@@ -86,16 +85,20 @@ def heal(
     Raises:
         RecipeError, IncompatibleModel, CheckpointError, DataError: before anything appears at the output.
     """
-    recipe = build_recipe(config, changes if seed is None else (*changes, f"seed={seed}"), text)
-    if output is None:
-        raise RecipeError("no output given; name one with -o DIR")
-    out = Path(os.path.abspath(output))
-    healing = Healing.open(model, teacher, recipe, list(tasks), device)
-    for place in (healing.start.directory, *directories(healing.teacher)):
-        check_apart(out, place)
-    if is_done(out, healing.fingerprint, force=force):
-        return {**result(out, read_json(out / "regear.json"), 0.0), "already_done": True}
-    with world() as here:
+    with world(pick_device(device)) as here:
+        recipe = build_recipe(config, changes if seed is None else (*changes, f"seed={seed}"), text)
+        if output is None:
+            raise RecipeError("no output given; name one with -o DIR")
+        out = Path(os.path.abspath(output))
+        for stage in recipe.parts():
+            stage.rows(here.size)
+        healing = Healing.open(model, teacher, recipe, list(tasks), device)
+        for place in (healing.start.directory, *directories(healing.teacher)):
+            check_apart(out, place)
+        if not here.leads:
+            return healing.follow(out, here)
+        if is_done(out, healing.fingerprint, force=force):
+            return healing.already(out, here)
         return healing.run(out, here, progress, force=force)
 
 
@@ -151,18 +154,20 @@ class Healing:
 
     def run(self, out: Path, here: World, progress: Progress, *, force: bool) -> dict[str, Any]:
         """Measure, train, write, measure; the output appears at the end."""
-        if not here.leads:
-            return self._follow(out, here)
         with Run(out, self.fingerprint, self.inputs["recipe"]) as run:
             if is_done(out, self.fingerprint, force=force):  # another process may just have finished
-                return {**result(out, read_json(out / "regear.json"), 0.0), "already_done": True}
+                return self.already(out, here)
+            here.sum(1)
             teacher = load_model(self.teacher, self.device)
             job = self._job(run.work, here, run.log, progress, teacher)
+            student, parts = job.student(), self.recipe.parts()
+            check(job, student, parts)
             progress("measure", 0, 3)
-            first, before = self._measured_before(run.work / "before.json", job, teacher)
+            first, before = self._measured_before(run.work / "before.json", student, teacher)
+            del student
             progress("measure", 2, 3)
-            stages = run_stages(job, self.recipe.parts())
-            self.start.save(trained_model(job).state_dict(), run.staging, DTYPES[self.recipe.dtype])
+            stages = run_stages(job, parts)
+            self.start.save(trained_model(job, len(parts)).state_dict(), run.staging, DTYPES[self.recipe.dtype])
             carry_along(self.start.directory, run.staging)
             after, _ = self._measure(load_model(run.staging, self.device), teacher)
             progress("measure", 3, 3)
@@ -178,21 +183,27 @@ class Healing:
             run.publish()
         return found
 
-    def _follow(self, out: Path, here: World) -> dict[str, Any]:
-        """What every process but the first does: its share of the training."""
-        run = Run(out, self.fingerprint, self.inputs["recipe"])
-        run_stages(self._job(run.work, here, lambda *_, **__: None, silent, None), self.recipe.parts())
+    def already(self, out: Path, here: World) -> dict[str, Any]:
+        """The result that is there; the processes that follow have nothing to do."""
+        here.sum(0)
+        return {**result(out, read_json(out / "regear.json"), 0.0), "already_done": True}
+
+    def follow(self, out: Path, here: World) -> dict[str, Any]:
+        """What every process but the first does: its share of the training, once the first has opened the run."""
+        if here.sum(0):
+            work = Run(out, self.fingerprint, {}).work
+            run_stages(self._job(work, here, lambda *_, **__: None, silent, None), self.recipe.parts())
         return {"output": str(out), "rank": here.rank}
 
-    def _job(self, directory: Path, here: World, log: Callable[..., None], progress: Progress, teacher: Any) -> Job:
-        place = directory / "training"
-        scratch = directory / f"scratch-{here.rank}"
+    def _job(self, work: Path, here: World, log: Callable[..., None], progress: Progress, teacher: Any) -> Job:
+        place = work / "training"
+        scratch = work / f"scratch-{here.rank}"
 
         def hooks(student: Any) -> Hooks:
             few = spread(self.windows[TEXTS[0]], self.recipe.held_out_windows)
             watched = here.size == 1 and self.recipe.held_out_every and few
             look = (lambda: held_out(student, teacher, self.tokenizer, few)) if watched else None
-            return Hooks(log, progress, look, self.recipe.held_out_every)
+            return Hooks(log, progress, look, self.recipe.held_out_every, 60 * self.recipe.save_minutes)
 
         def source(stage: StageRecipe) -> Source:
             data = self.recipe.data
@@ -200,7 +211,7 @@ class Healing:
                 data.text,
                 self.tokenizer,
                 sequence=stage.sequence,
-                batch=stage.batch // here.size,
+                batch=stage.rows(here.size),
                 seed=self.recipe.seed,
                 buffer=data.shuffle,
                 packing=data.packing,
@@ -219,10 +230,10 @@ class Healing:
             pick_device(self.device),
         )
 
-    def _measured_before(self, place: Path, job: Job, teacher: Any) -> tuple[Measured, Measured]:
+    def _measured_before(self, place: Path, student: Any, teacher: Any) -> tuple[Measured, Measured]:
         """The teacher and the model as it came; measured once a run."""
         if not place.exists():
-            before, texts = self._measure(job.student(), teacher)
+            before, texts = self._measure(student, teacher)
             first = measure_teacher(teacher, texts, self.tokenizer, self.windows, self.tasks)
             write_json(place, [asdict(first), asdict(before)])
         first, before = map(Measured.from_json, read_json(place))
@@ -289,7 +300,3 @@ def result(out: Path, kept: dict[str, Any], seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-
-
-def warn(message: str) -> None:
-    print(f"regear: warning: {message}", file=sys.stderr)

@@ -16,6 +16,7 @@ class HealRecipe(Recipe):
     """What to train (`train`, or several `stages` that each start from `train`'s values), on what, measured on what.
 
     `evaluation` is text like the training text that training never reads; `elsewhere` is of a kind it never reads.
+    A kill loses at most `save_minutes` of training (0: saves every step); they do not change the result.
     """
 
     seed: int = Field(0, ge=0)
@@ -26,6 +27,7 @@ class HealRecipe(Recipe):
     elsewhere: TextRecipe = Field(default_factory=lambda: TextRecipe.model_validate({"tokens": 16384}))
     held_out_windows: int = Field(8, ge=0)
     held_out_every: int = Field(0, ge=0)
+    save_minutes: float = Field(5.0, ge=0)
     dtype: Literal["source", "bfloat16", "float32"] = "source"
 
     @model_validator(mode="before")
@@ -50,8 +52,8 @@ class HealRecipe(Recipe):
         return self
 
     def named(self) -> dict[str, Any]:
-        """What a checkpoint records: file names without their places."""
-        found = self.model_dump(mode="json")
+        """What a checkpoint records, all that its bytes depend on: file names without their places."""
+        found = self.model_dump(mode="json", exclude={"save_minutes"})
         for use in ("evaluation", "elsewhere"):
             found[use] = getattr(self, use).named()
         found["data"]["text"] = [Path(name).name for name in self.data.text]

@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
@@ -15,7 +18,7 @@ from regear.core.files import read_json, write_json
 from regear.train.parallel import World
 
 STATE = "state.json"
-OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save(place: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any], world: World) -> None:
@@ -25,8 +28,8 @@ def save(place: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     world.wait()
-    weights, moments = get_state_dict(model, optimiser, options=OPTIONS)
-    dcp_save({"model": weights, "optimiser": moments}, checkpoint_id=str(aside), no_dist=world.size == 1)
+    with _quiet():
+        dcp_save(_tensors(model, optimiser), checkpoint_id=str(aside), no_dist=world.size == 1)
     if world.leads:
         write_json(aside / STATE, state)
         os.replace(aside, place)
@@ -47,11 +50,33 @@ def state_of(place: Path) -> dict[str, Any]:
     return dict(read_json(place / STATE))
 
 
-def load(place: Path, model: nn.Module, optimiser: torch.optim.Optimizer, world: World) -> None:
-    """Put a saved step back into the model and its optimiser."""
-    weights, moments = get_state_dict(model, optimiser, options=OPTIONS)
-    held: dict[str, Any] = {"model": weights, "optimiser": moments}
-    dcp_load(held, checkpoint_id=str(place), no_dist=world.size == 1)
-    set_state_dict(
-        model, optimiser, model_state_dict=held["model"], optim_state_dict=held["optimiser"], options=OPTIONS
-    )
+def load(place: Path, model: nn.Module, optimiser: torch.optim.AdamW, world: World) -> None:
+    """Put a saved step back into the model and its new optimiser, in place."""
+    stored = FileSystemReader(str(place)).read_metadata().state_dict_metadata
+    for name, parameter in _trained(model).items():
+        if f"step.{name}" in stored:  # a parameter that no gradient has reached has no moments
+            moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS}
+            optimiser.state[parameter] = {"step": torch.zeros(()), **moments}
+    with _quiet():
+        dcp_load(_tensors(model, optimiser), checkpoint_id=str(place), no_dist=world.size == 1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch warns of a single process, which is the usual case here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """What trains, and what the optimiser keeps of each, by name; the same memory, so that loading fills it."""
+    found: dict[str, Any] = {}
+    for name, parameter in _trained(model).items():
+        found[f"weight.{name}"] = parameter.detach()
+        found |= {f"{key}.{name}": value for key, value in optimiser.state.get(parameter, {}).items()}
+    return found

@@ -28,6 +28,7 @@ from regear.train.recipes import StageRecipe
 from regear.train.states import decoder
 
 TIMED_STEPS = 8  # a limit in minutes becomes a number of steps once so many have been timed
+UNKNOWN = 1 << 30  # steps, until then
 
 
 class Source(Protocol):
@@ -67,7 +68,7 @@ class Hooks:
     progress: Progress
     measure: Callable[[], dict[str, Any]] | None = None
     measure_every: int = 0
-    save_seconds: float = 60.0
+    save_seconds: float = 300.0
 
 
 @dataclass
@@ -95,20 +96,20 @@ class Stage:
         trained, recipe = self.trained, self.recipe
         trained.student.train()
         if self.world.size > 1:
-            parallelize(trained, [layer for model in (trained.student, trained.teacher) for layer in layers_of(model)])
+            layers = [layer for model in (trained.student, trained.teacher) for layer in layers_of(model)]
+            parallelize(trained, layers, self.world)
         optimiser = adamw(trained, recipe)
         step, steps, tokens = self._resume(optimiser)
         started, saved, durations = time.monotonic(), time.monotonic(), []
         while steps is None or step < steps:
             began = time.monotonic()
-            row = self._step(optimiser, step, steps if steps is not None else 1 << 30)
+            row = self._step(optimiser, step, steps or recipe.steps() or UNKNOWN)
             step, tokens = step + 1, tokens + recipe.batch * recipe.sequence
             durations.append(time.monotonic() - began)
-            if steps is None or (step == TIMED_STEPS and recipe.minutes is not None):
-                steps = self._limit(steps, step, durations)
+            fixed = steps is not None
+            steps = steps if fixed else self._limit(step, durations)
             self._tell(step, steps, tokens, row, durations)
-            last = steps is not None and step >= steps
-            if steps is not None and (last or self._due(saved)):
+            if steps is not None and (not fixed or step == steps or self._due(saved)):
                 self._save(optimiser, step, steps, tokens)
                 saved = time.monotonic()
         return {"steps": step, "tokens": tokens, "seconds": round(time.monotonic() - started, 3)}
@@ -147,11 +148,9 @@ class Stage:
         """What a batch's loss is a sum over: pairs, or predictions."""
         return len(batch.tokens_BL) // 2 if self.recipe.objective.pairs else batch.count
 
-    def _resume(self, optimiser: torch.optim.Optimizer) -> tuple[int, int | None, int]:
+    def _resume(self, optimiser: torch.optim.AdamW) -> tuple[int, int | None, int]:
         """Step, number of steps (None until timed) and tokens so far, from the last durable step if there is one."""
-        steps = self.recipe.steps()
-        if steps is not None and self.recipe.minutes is not None:
-            steps = None  # whichever ends first; known once steps have been timed
+        steps = self.recipe.steps() if self.recipe.minutes is None else None
         found = checkpoint.latest(self.place)
         if found is None or (state := checkpoint.state_of(found))["stage"] != self.number:
             return 0, steps, 0
@@ -159,15 +158,16 @@ class Stage:
         self.source.restore(state["data"])
         return state["step"], state["steps"], state["tokens"]
 
-    def _limit(self, steps: int | None, step: int, durations: list[float]) -> int | None:
-        """The number of steps, once it is known: from tokens, or from minutes and the time a step takes."""
-        if self.recipe.minutes is None or step < TIMED_STEPS:
-            return steps
+    def _limit(self, step: int, durations: list[float]) -> int | None:
+        """The number of steps that minutes allow by the time a step takes, once it is known; at most that of tokens."""
+        wanted = self.recipe.steps() or UNKNOWN
+        if self.recipe.minutes is None or step >= wanted:
+            return wanted
+        if step < TIMED_STEPS:
+            return None
         left = 60 * self.recipe.minutes - sum(durations)
-        slowest = self.world.sum(statistics.median(durations[2:])) / self.world.size
-        possible = step + max(0, int(left / slowest))
-        wanted = self.recipe.steps()
-        return possible if wanted is None else min(possible, wanted)
+        possible = step + max(0, int(left / statistics.median(durations[2:])))
+        return min(wanted, int(self.world.sum(possible if self.world.leads else 0)))
 
     def _due(self, saved: float) -> bool:
         """Whether it is time to save; the leading process decides for all."""

@@ -1,5 +1,6 @@
 """Low-rank adapters (peft) put into a model in place, and folded into its weights afterwards."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,24 +18,34 @@ def inject(model: nn.Module, recipe: LoraRecipe, names: list[str]) -> None:
     Raises:
         RecipeError: peft is not installed, or none of the parameters is a linear layer's weight.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise RecipeError("train.lora needs peft: pip install 'regear[train]'") from None
-    found = [name.removesuffix(".weight") for name in names]
-    targets = [name for name in found if isinstance(_module(model, name), nn.Linear)]
-    if not targets:
-        raise RecipeError(f"train.lora: {names[0]} and the other chosen parameters belong to no linear layer")
+    wanted = targets(model, names)
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,  # type: ignore[arg-type]
         lora_dropout=recipe.dropout,
-        target_modules=targets,
+        target_modules=wanted,
         bias="none",
     )
     inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
+
+
+def targets(model: nn.Module, names: list[str]) -> list[str]:
+    """The linear layers among the owners of some parameters.
+
+    Raises:
+        RecipeError: peft is not installed, or there are none.
+    """
+    if find_spec("peft") is None:
+        raise RecipeError("train.lora needs peft: pip install 'regear[train]'")
+    owners = [name.removesuffix(".weight") for name in names]
+    found = [name for name in owners if isinstance(_module(model, name), nn.Linear)]
+    if not found:
+        raise RecipeError(f"train.lora: {names[0]} and the other chosen parameters belong to no linear layer")
+    return found
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:

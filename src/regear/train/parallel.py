@@ -4,12 +4,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.rendezvous import rendezvous
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+PATIENCE = timedelta(hours=12)  # the others wait while the first process measures
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    device: str = "cpu"
 
     @property
     def leads(self) -> bool:
@@ -28,9 +34,7 @@ class World:
         """The sum of a number over all processes."""
         if self.size == 1:
             return value
-        total = torch.tensor(value, dtype=torch.float64)
-        if torch.cuda.is_available():
-            total = total.cuda()
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total)
 
@@ -41,40 +45,59 @@ class World:
 
 
 @contextmanager
-def world() -> Iterator[World]:
-    """Join the processes that `torchrun` started; alone without it."""
+def world(device: torch.device) -> Iterator[World]:
+    """Join the processes that `torchrun` started; alone without it.
+
+    What goes wrong is raised by the process that met it first; the others, which meet it too or lose the first, exit
+    without a word.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
         return
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(BACKENDS[device.type], store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield World(dist.get_rank(), size)
+        yield World(rank, size, device.type)
+    except Exception as error:
+        if not _first(store):
+            raise SystemExit(getattr(error, "exit_code", 3)) from None
+        raise
     finally:
         dist.destroy_process_group()
 
 
-def parallelize(root: nn.Module, layers: list[nn.Module]) -> None:
+def _first(store: Any) -> bool:
+    """Whether no other process has failed before."""
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # gone with the process that kept it
+        return False
+
+
+def parallelize(root: nn.Module, layers: list[nn.Module], world: World) -> None:
     """Shard parameters, gradients and optimiser state over all processes (FSDP2), one group a layer.
 
     Attention modules are groups of their own, so that an objective may call them alone.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    mesh = init_device_mesh(world.device, (world.size,))
     for layer in layers:
         attention = getattr(layer, "self_attn", None)
         if attention is not None:
-            fully_shard(attention)
-        fully_shard(layer)
-    fully_shard(root)
+            fully_shard(attention, mesh=mesh)
+        fully_shard(layer, mesh=mesh)
+    fully_shard(root, mesh=mesh)
 
 
 def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All tensors of a model, whole and on the CPU, whether it is spread over processes or not."""
+    """All tensors of a model, whole and on the CPU; none on processes other than the first."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     if not dist.is_initialized():
-        return model.state_dict()
+        return {name: value.cpu() for name, value in model.state_dict().items()}
     found: dict[str, Any] = get_model_state_dict(model, options=options)
     return found

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from regear.core.errors import RecipeError
 from regear.core.recipe import Recipe
 from regear.train.objective_recipes import KlRecipe, Objective
 
@@ -55,6 +56,8 @@ class StageRecipe(Recipe):
             raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
         if self.objective.pairs and self.batch % 2:
             raise ValueError(f"pairs take two rows each: batch must be even, found {self.batch}")
+        if self.objective.pairs and self.micro_batch % 2:
+            raise ValueError(f"pairs take two rows each: micro_batch must be even, found {self.micro_batch}")
         if not self.train:
             raise ValueError("train names nothing; give name patterns, such as '*.self_attn.*'")
         return self
@@ -62,6 +65,19 @@ class StageRecipe(Recipe):
     def steps(self) -> int | None:
         """Steps that `tokens` allow; None where only a time is given."""
         return None if self.tokens is None else max(1, self.tokens // (self.batch * self.sequence))
+
+    def rows(self, processes: int) -> int:
+        """Rows of one step that each process reads.
+
+        Raises:
+            RecipeError: they cannot be shared evenly.
+        """
+        unit = processes * (2 if self.objective.pairs else 1)
+        if self.batch % unit:
+            raise RecipeError(
+                f"train.batch: {self.batch} rows cannot be shared by {processes} processes; wanted a multiple of {unit}"
+            )
+        return self.batch // processes
 
 
 class DataRecipe(Recipe):

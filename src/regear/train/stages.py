@@ -51,21 +51,36 @@ def run_stages(job: Job, recipes: Sequence[StageRecipe]) -> list[dict[str, Any]]
     ]
 
 
-def trained_model(job: Job) -> Any:
-    """The model as the finished stages left it."""
+def check(job: Job, student: Any, recipes: Sequence[StageRecipe]) -> None:
+    """Find what is wrong with any stage before the first one trains: names, adapters, data, head.
+
+    Raises:
+        RecipeError, IncompatibleModel, DataError: what that stage would raise.
+    """
+    check_head(student)
+    for recipe in recipes:
+        names = select(student, recipe.train, recipe.freeze)
+        if recipe.lora is not None:
+            lora.targets(student, names)
+        job.source(recipe)
+
+
+def trained_model(job: Job, stages: int) -> Any:
+    """The model as the first `stages` stages left it."""
     model = job.student()
     held = model.state_dict()
-    for file in sorted(job.place.glob("stage-*.safetensors")):
-        for name, value in load_file(file).items():
+    for number in range(stages):
+        for name, value in load_file(_weights(job.place, number)).items():
             held[name].copy_(value)
     return model
 
 
 def _run(job: Job, recipe: StageRecipe, number: int) -> dict[str, Any]:
-    student = trained_model(job)
+    student = trained_model(job, number)
     teacher = job.teacher() if job.teacher is not None and recipe.objective.teacher != "none" else None
     names = select(student, recipe.train, recipe.freeze)
     if recipe.lora is not None:
+        torch.manual_seed(job.seed * 1_000_003 + number)  # adapters start the same on every process and after a stop
         lora.inject(student, recipe.lora, names)
     if recipe.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
@@ -90,7 +105,7 @@ def _run(job: Job, recipe: StageRecipe, number: int) -> dict[str, Any]:
     if recipe.lora is not None:
         weights = lora.merged(weights, recipe.lora)
     if job.world.leads:
-        write_shard(job.place / f"stage-{number:03d}.safetensors", {name: weights[name] for name in names})
+        write_shard(_weights(job.place, number), {name: weights[name] for name in names})
         write_json(_record(job.place, number), result)
     job.world.wait()
     return result
@@ -98,3 +113,7 @@ def _run(job: Job, recipe: StageRecipe, number: int) -> dict[str, Any]:
 
 def _record(place: Path, number: int) -> Path:
     return place / f"stage-{number:03d}.json"
+
+
+def _weights(place: Path, number: int) -> Path:
+    return place / f"stage-{number:03d}.safetensors"

@@ -25,6 +25,7 @@ from regear.models.families import describe
 from regear.models.formats.canonical import Geometry, layer_of, source_head_dim
 from regear.models.formats.read import canonical
 from regear.models.formats.strict import STRICT
+from regear.models.formats.view import Checkpoint
 from regear.models.formats.write import in_format, output_dtype, write
 from regear.models.store import Store
 from regear.models.tensorfile import DTYPES
