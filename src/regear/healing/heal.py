@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from regear.core.errors import IncompatibleModel, RecipeError
-from regear.core.files import read_json, sha256, write_json, write_text
+from regear.core.files import digest, home, read_json, sha256, write_json, write_text
 from regear.core.machine import peak_rss_bytes, versions
 from regear.core.provenance import fingerprint
 from regear.core.recipe import apply_changes, read_yaml, set_key, validate
@@ -35,6 +35,7 @@ from regear.train.parallel import World, world
 from regear.train.recipes import StageRecipe
 from regear.train.stages import Job, run_stages, trained_model
 from regear.train.stream import Stream
+from regear.train.teacher import FORWARD_ROWS, TeacherCache
 
 SPLITS = {"evaluation": "evaluation", "elsewhere": "unseen"}
 DTYPES = {"source": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -195,28 +196,29 @@ class Healing:
             return Hooks(log, progress, look, self.recipe.held_out_every)
 
         def source(stage: StageRecipe) -> Source:
-            data = self.recipe.data
-            return Stream(
-                data.text,
-                self.tokenizer,
-                sequence=stage.sequence,
-                batch=stage.batch // here.size,
-                seed=self.recipe.seed,
-                buffer=data.shuffle,
-                packing=data.packing,
-                end=data.end_of_text,
-                pairs=stage.objective.pairs,
-            ).shard(here.rank, here.size)
+            return self._stream(stage, stage.batch // here.size).shard(here.rank, here.size)
+
+        def original() -> Any:
+            return teacher if here.size == 1 else load_model(self.teacher, self.device)
+
+        def cached(stage: StageRecipe) -> TeacherCache | None:
+            if not self.recipe.teacher.serves(stage):
+                return None
+            stream = self._stream(stage, FORWARD_ROWS)
+            cache = self._cache(stage, stream.state()["of"])
+            cache.write((stage.steps() or 0) * stage.batch, stream, original, here, progress)
+            return cache
 
         return Job(
             lambda: self.start.load(scratch, self.device),
-            lambda: teacher if here.size == 1 else load_model(self.teacher, self.device),
+            original,
             source,
             place,
             here,
             hooks,
             self.recipe.seed,
             pick_device(self.device),
+            cached,
         )
 
     def _measured_before(self, place: Path, job: Job, teacher: Any) -> tuple[Measured, Measured]:
@@ -227,6 +229,35 @@ class Healing:
             write_json(place, [asdict(first), asdict(before)])
         first, before = map(Measured.from_json, read_json(place))
         return first, before
+
+    def _stream(self, stage: StageRecipe, rows: int) -> Stream:
+        data = self.recipe.data
+        return Stream(
+            data.text,
+            self.tokenizer,
+            sequence=stage.sequence,
+            batch=rows,
+            seed=self.recipe.seed,
+            buffer=data.shuffle,
+            packing=data.packing,
+            end=data.end_of_text,
+            pairs=stage.objective.pairs,
+        )
+
+    def _cache(self, stage: StageRecipe, rows: dict[str, Any]) -> TeacherCache:
+        """The teacher's predictions on the stream that a stage reads; `rows` says how it lays them."""
+        known = ("teacher", "versions", "device")
+        identity = {
+            **{key: self.inputs[key] for key in known},
+            "tokenizer": digest(self.tokenizer.get_vocab()),
+            "texts": self.inputs["texts"]["training"],
+            "rows": rows,
+        }
+        wanted = self.recipe.teacher
+        settings: dict[str, Any] = {"kept": wanted.cache, "dtype": wanted.dtype, "sequence": stage.sequence}
+        folder = home() / "teacher" / fingerprint(identity | settings)[:32]
+        place = folder if wanted.place is None else Path(wanted.place).expanduser() / f"sequence-{stage.sequence}"
+        return TeacherCache(place, identity, **settings)
 
     def _measure(self, model: Any, teacher: Any) -> tuple[Measured, dict[str, Scores]]:
         return measure(model.eval(), teacher, self.tokenizer, self.windows, self.tasks)
