@@ -1,9 +1,9 @@
 """A teacher's predictions, written down once and read by any number of trainings.
 
-Of every prediction that counts the K likeliest tokens are kept, with their log-probabilities, and the log of the others'
-mass together (`ops.terms.TopTeacher`). One parquet row holds one packed row of training text. Rows are found again by a
-digest of their tokens, so micro-batches, processes and resumed runs need no count of their own, and a row that was
-never written is refused. The cache is made of parts; a part appears by one rename, so what a kill leaves is whole.
+Of every prediction that counts the K likeliest tokens are kept, with their log-probabilities, and the log of the mass
+of all others together (`ops.terms.TopTeacher`). A parquet row holds one packed row of training text, and is found
+again by a digest of its tokens: micro-batches, processes and resumed runs need no count of their own, and a row that
+was never written is refused. The cache is made of parts that appear by one rename each, so what a kill leaves is whole.
 """
 
 import hashlib
