@@ -19,7 +19,9 @@ from regear.core.machine import peak_rss_bytes, versions
 from regear.core.provenance import fingerprint
 from regear.core.recipe import apply_changes, read_yaml, set_key, validate
 from regear.core.run import Progress, Run, check_apart, is_done, silent
+from regear.healing.board import Board
 from regear.healing.measured import TEXTS, Measured, held_out, measure, measure_teacher, record
+from regear.healing.plan import make_plan
 from regear.healing.recipes import HealRecipe
 from regear.healing.report import card_text, write_report
 from regear.healing.source import Start
@@ -31,8 +33,9 @@ from regear.models.load import load_model, load_tokenizer, pick_device
 from regear.tasks.choice import load as load_task
 from regear.tasks.text import BUILTIN, Window, digest_of, read_documents, spread, take_tokens, windows_of
 from regear.train.loop import Hooks, Source
-from regear.train.parallel import World, world
+from regear.train.parallel import World, processes, world
 from regear.train.recipes import StageRecipe
+from regear.train.rows import open_sources
 from regear.train.stages import Job, run_stages, trained_model
 from regear.train.stream import Stream
 from regear.train.teacher import FORWARD_ROWS, TeacherCache
@@ -63,9 +66,12 @@ def heal(
     config: str | Path | None = None,
     tasks: Sequence[str] = (),
     force: bool = False,
+    dry_run: bool = False,
+    tensorboard: str | Path | None = None,
     seed: int | None = None,
     device: str = "auto",
     progress: Progress = silent,
+    announce: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train a converted model on its original (or on text alone), and write it in the form it came in.
 
@@ -78,9 +84,12 @@ def heal(
         config: a recipe file.
         tasks: multiple-choice tasks to score before and after.
         force: replace an output of another recipe, text or model.
+        dry_run: only say what it would take and refuse what cannot be done; no weight is read. Needs no output.
+        tensorboard: a folder that shows the run's metrics to TensorBoard.
         seed: over the recipe's.
         device: `auto` is the GPU where there is one.
         progress: told a stage, the step done, and how many there are.
+        announce: told the plan before training begins.
 
     Returns the JSON object that `regear heal --json` prints.
 
@@ -88,16 +97,24 @@ def heal(
         RecipeError, IncompatibleModel, CheckpointError, DataError: before anything appears at the output.
     """
     recipe = build_recipe(config, changes if seed is None else (*changes, f"seed={seed}"), text)
-    if output is None:
-        raise RecipeError("no output given; name one with -o DIR")
-    out = Path(os.path.abspath(output))
+    if output is None and not dry_run:
+        raise RecipeError("no output given; name one with -o DIR, or pass --dry-run")
+    out = Path(os.path.abspath(output or "."))
     healing = Healing.open(model, teacher, recipe, list(tasks), device)
+    if output is None:
+        return make_plan(healing)
     for place in (healing.start.directory, *directories(healing.teacher)):
         check_apart(out, place)
-    if is_done(out, healing.fingerprint, force=force):
+    done = is_done(out, healing.fingerprint, force=force)
+    if dry_run:
+        return make_plan(healing)
+    if done:
         return {**result(out, read_json(out / "regear.json"), 0.0), "already_done": True}
+    board = None if tensorboard is None else Board(Path(tensorboard))
     with world() as here:
-        return healing.run(out, here, progress, force=force)
+        if announce is not None and here.leads:
+            announce(make_plan(healing))
+        return healing.run(out, here, progress, board, force=force)
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,8 @@ class Healing:
             load_task(task)
         tokenizer = load_tokenizer(start.directory)
         check_vocabulary(tokenizer, start.store.config, original)
+        check_processes(recipe)
+        open_sources(recipe.data.text)
         windows = {}
         for use, split in SPLITS.items():
             wanted = getattr(recipe, use)
@@ -150,7 +169,9 @@ class Healing:
         """The identity of the result; the number of processes and threads is not part of it: any may resume."""
         return fingerprint(self.inputs)
 
-    def run(self, out: Path, here: World, progress: Progress, *, force: bool) -> dict[str, Any]:
+    def run(
+        self, out: Path, here: World, progress: Progress, board: Board | None = None, *, force: bool
+    ) -> dict[str, Any]:
         """Measure, train, write, measure; the output appears at the end."""
         if not here.leads:
             return self._follow(out, here)
@@ -158,7 +179,8 @@ class Healing:
             if is_done(out, self.fingerprint, force=force):  # another process may just have finished
                 return {**result(out, read_json(out / "regear.json"), 0.0), "already_done": True}
             teacher = load_model(self.teacher, self.device)
-            job = self._job(run.work, here, run.log, progress, teacher)
+            log = run.log if board is None else board.beside(run.log)
+            job = self._job(run.work, here, log, progress, teacher)
             progress("measure", 0, 3)
             first, before = self._measured_before(run.work / "before.json", job, teacher)
             progress("measure", 2, 3)
@@ -196,7 +218,7 @@ class Healing:
             return Hooks(log, progress, look, self.recipe.held_out_every)
 
         def source(stage: StageRecipe) -> Source:
-            return self._stream(stage, stage.batch // here.size).shard(here.rank, here.size)
+            return self.stream(stage, stage.batch // here.size).shard(here.rank, here.size)
 
         def original() -> Any:
             return teacher if here.size == 1 else load_model(self.teacher, self.device)
@@ -204,7 +226,7 @@ class Healing:
         def cached(stage: StageRecipe) -> TeacherCache | None:
             if not self.recipe.teacher.serves(stage):
                 return None
-            stream = self._stream(stage, FORWARD_ROWS)
+            stream = self.stream(stage, FORWARD_ROWS)
             cache = self._cache(stage, stream.state()["of"])
             cache.write((stage.steps() or 0) * stage.batch, stream, original, here, progress)
             return cache
@@ -230,7 +252,8 @@ class Healing:
         first, before = map(Measured.from_json, read_json(place))
         return first, before
 
-    def _stream(self, stage: StageRecipe, rows: int) -> Stream:
+    def stream(self, stage: StageRecipe, rows: int) -> Stream:
+        """The training data of a stage, `rows` rows at a time."""
         data = self.recipe.data
         return Stream(
             data.text,
@@ -282,6 +305,21 @@ def check_vocabulary(tokenizer: Any, config: dict[str, Any], teacher: Path) -> N
         raise IncompatibleModel(
             f"the model predicts {config.get('vocab_size')} tokens and the teacher {size}; wanted equal vocab_size"
         )
+
+
+def check_processes(recipe: HealRecipe) -> None:
+    """Refuse a batch that the processes cannot share evenly.
+
+    Raises:
+        RecipeError: rows would be left over, or a pair be cut in two.
+    """
+    for stage in recipe.parts():
+        unit = processes() * (2 if stage.objective.pairs else 1)
+        if stage.batch % unit:
+            raise RecipeError(
+                f"found train.batch {stage.batch} for {processes()} processes; wanted a multiple of {unit}"
+                + (" (pairs take two rows each)" if stage.objective.pairs else "")
+            )
 
 
 def training_digest(recipe: HealRecipe) -> dict[str, str]:

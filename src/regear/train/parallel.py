@@ -40,10 +40,15 @@ class World:
             dist.barrier()
 
 
+def processes() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def world() -> Iterator[World]:
     """Join the processes that `torchrun` started; alone without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = processes()
     if size == 1:
         yield World()
         return
