@@ -18,6 +18,7 @@ VERBS = {
     "convert": "regear.conversion.convert:convert",
     "sweep": "regear.conversion.sweep:sweep",
     "heal": "regear.healing.heal:heal",
+    "plan": "regear.pipeline.plan:plan",
     "eval": "regear.measure.evaluate:evaluate",
     "generate": "regear.engine.local:generate",
     "demo": "regear.pipeline.demo:demo",

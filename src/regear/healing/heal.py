@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from regear.core.errors import IncompatibleModel, RecipeError
-from regear.core.files import read_json, sha256, write_json, write_text
+from regear.core.files import digest, home, read_json, sha256, write_json, write_text
 from regear.core.machine import peak_rss_bytes, versions
 from regear.core.provenance import fingerprint
 from regear.core.recipe import apply_changes, read_yaml, set_key, validate
 from regear.core.run import Progress, Run, check_apart, is_done, silent
+from regear.healing.board import Board
 from regear.healing.measured import TEXTS, Measured, held_out, measure, measure_teacher, record
+from regear.healing.plan import make_plan
 from regear.healing.recipes import HealRecipe
 from regear.healing.report import card_text, write_report
 from regear.healing.source import Start
@@ -30,10 +32,12 @@ from regear.models.load import load_model, load_tokenizer, pick_device
 from regear.tasks.choice import load as load_task
 from regear.tasks.text import BUILTIN, Window, digest_of, read_documents, spread, take_tokens, windows_of
 from regear.train.loop import Hooks, Source
-from regear.train.parallel import World, world
+from regear.train.parallel import World, processes, world
 from regear.train.recipes import StageRecipe
+from regear.train.rows import open_sources
 from regear.train.stages import Job, check, run_stages, trained_model
 from regear.train.stream import Stream
+from regear.train.teacher import FORWARD_ROWS, TeacherCache
 
 SPLITS = {"evaluation": "evaluation", "elsewhere": "unseen"}
 DTYPES = {"source": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -61,9 +65,12 @@ def heal(
     config: str | Path | None = None,
     tasks: Sequence[str] = (),
     force: bool = False,
+    dry_run: bool = False,
+    tensorboard: str | Path | None = None,
     seed: int | None = None,
     device: str = "auto",
     progress: Progress = silent,
+    announce: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train a converted model on its original (or on text alone), and write it in the form it came in.
 
@@ -76,9 +83,12 @@ def heal(
         config: a recipe file.
         tasks: multiple-choice tasks to score before and after.
         force: replace an output of another recipe, text or model.
+        dry_run: only say what it would take and refuse what cannot be done; no weight is read. Needs no output.
+        tensorboard: a folder that shows the run's metrics to TensorBoard.
         seed: over the recipe's.
         device: `auto` is the GPU where there is one.
         progress: told a stage, the step done, and how many there are.
+        announce: told the plan before training begins.
 
     Returns the JSON object that `regear heal --json` prints.
 
@@ -87,19 +97,27 @@ def heal(
     """
     with world(pick_device(device)) as here:
         recipe = build_recipe(config, changes if seed is None else (*changes, f"seed={seed}"), text)
-        if output is None:
-            raise RecipeError("no output given; name one with -o DIR")
-        out = Path(os.path.abspath(output))
+        if output is None and not dry_run:
+            raise RecipeError("no output given; name one with -o DIR, or pass --dry-run")
         for stage in recipe.parts():
             stage.rows(here.size)
         healing = Healing.open(model, teacher, recipe, list(tasks), device)
+        if output is None:
+            return make_plan(healing)
+        out = Path(os.path.abspath(output))
         for place in (healing.start.directory, *directories(healing.teacher)):
             check_apart(out, place)
+        done = here.leads and is_done(out, healing.fingerprint, force=force)
+        if dry_run:
+            return make_plan(healing)
         if not here.leads:
             return healing.follow(out, here)
-        if is_done(out, healing.fingerprint, force=force):
+        if done:
             return healing.already(out, here)
-        return healing.run(out, here, progress, force=force)
+        board = None if tensorboard is None else Board(Path(tensorboard))
+        if announce is not None:
+            announce(make_plan(healing))
+        return healing.run(out, here, progress, board, force=force)
 
 
 @dataclass(frozen=True)
@@ -130,6 +148,8 @@ class Healing:
             load_task(task)
         tokenizer = load_tokenizer(start.directory)
         check_vocabulary(tokenizer, start.store.config, original)
+        check_processes(recipe)
+        open_sources(recipe.data.text)
         windows = {}
         for use, split in SPLITS.items():
             wanted = getattr(recipe, use)
@@ -152,14 +172,17 @@ class Healing:
         """The identity of the result; the number of processes and threads is not part of it: any may resume."""
         return fingerprint(self.inputs)
 
-    def run(self, out: Path, here: World, progress: Progress, *, force: bool) -> dict[str, Any]:
+    def run(
+        self, out: Path, here: World, progress: Progress, board: Board | None = None, *, force: bool
+    ) -> dict[str, Any]:
         """Measure, train, write, measure; the output appears at the end."""
         with Run(out, self.fingerprint, self.inputs["recipe"]) as run:
             if is_done(out, self.fingerprint, force=force):  # another process may just have finished
                 return self.already(out, here)
             here.sum(1)
             teacher = load_model(self.teacher, self.device)
-            job = self._job(run.work, here, run.log, progress, teacher)
+            log = run.log if board is None else board.beside(run.log)
+            job = self._job(run.work, here, log, progress, teacher)
             student, parts = job.student(), self.recipe.parts()
             check(job, student, parts)
             progress("measure", 0, 3)
@@ -206,28 +229,29 @@ class Healing:
             return Hooks(log, progress, look, self.recipe.held_out_every, 60 * self.recipe.save_minutes)
 
         def source(stage: StageRecipe) -> Source:
-            data = self.recipe.data
-            return Stream(
-                data.text,
-                self.tokenizer,
-                sequence=stage.sequence,
-                batch=stage.rows(here.size),
-                seed=self.recipe.seed,
-                buffer=data.shuffle,
-                packing=data.packing,
-                end=data.end_of_text,
-                pairs=stage.objective.pairs,
-            ).shard(here.rank, here.size)
+            return self.stream(stage, stage.rows(here.size)).shard(here.rank, here.size)
+
+        def original() -> Any:
+            return teacher if here.size == 1 else load_model(self.teacher, self.device)
+
+        def cached(stage: StageRecipe) -> TeacherCache | None:
+            if not self.recipe.teacher.serves(stage):
+                return None
+            stream = self.stream(stage, FORWARD_ROWS)
+            cache = self._cache(stage, stream.state()["of"])
+            cache.write((stage.steps() or 0) * stage.batch, stream, original, here, progress)
+            return cache
 
         return Job(
             lambda: self.start.load(scratch, self.device),
-            lambda: teacher if here.size == 1 else load_model(self.teacher, self.device),
+            original,
             source,
             place,
             here,
             hooks,
             self.recipe.seed,
             pick_device(self.device),
+            cached,
         )
 
     def _measured_before(self, place: Path, student: Any, teacher: Any) -> tuple[Measured, Measured]:
@@ -238,6 +262,36 @@ class Healing:
             write_json(place, [asdict(first), asdict(before)])
         first, before = map(Measured.from_json, read_json(place))
         return first, before
+
+    def stream(self, stage: StageRecipe, rows: int) -> Stream:
+        """The training data of a stage, `rows` rows at a time."""
+        data = self.recipe.data
+        return Stream(
+            data.text,
+            self.tokenizer,
+            sequence=stage.sequence,
+            batch=rows,
+            seed=self.recipe.seed,
+            buffer=data.shuffle,
+            packing=data.packing,
+            end=data.end_of_text,
+            pairs=stage.objective.pairs,
+        )
+
+    def _cache(self, stage: StageRecipe, rows: dict[str, Any]) -> TeacherCache:
+        """The teacher's predictions on the stream that a stage reads; `rows` says how it lays them."""
+        known = ("teacher", "versions", "device")
+        identity = {
+            **{key: self.inputs[key] for key in known},
+            "tokenizer": digest(self.tokenizer.get_vocab()),
+            "texts": self.inputs["texts"]["training"],
+            "rows": rows,
+        }
+        wanted = self.recipe.teacher
+        settings: dict[str, Any] = {"kept": wanted.cache, "dtype": wanted.dtype, "sequence": stage.sequence}
+        folder = home() / "teacher" / fingerprint(identity | settings)[:32]
+        place = folder if wanted.place is None else Path(wanted.place).expanduser() / f"sequence-{stage.sequence}"
+        return TeacherCache(place, identity, **settings)
 
     def _measure(self, model: Any, teacher: Any) -> tuple[Measured, dict[str, Scores]]:
         return measure(model.eval(), teacher, self.tokenizer, self.windows, self.tasks)
@@ -262,6 +316,21 @@ def check_vocabulary(tokenizer: Any, config: dict[str, Any], teacher: Path) -> N
         raise IncompatibleModel(
             f"the model predicts {config.get('vocab_size')} tokens and the teacher {size}; wanted equal vocab_size"
         )
+
+
+def check_processes(recipe: HealRecipe) -> None:
+    """Refuse a batch that the processes cannot share evenly.
+
+    Raises:
+        RecipeError: rows would be left over, or a pair be cut in two.
+    """
+    for stage in recipe.parts():
+        unit = processes() * (2 if stage.objective.pairs else 1)
+        if stage.batch % unit:
+            raise RecipeError(
+                f"found train.batch {stage.batch} for {processes()} processes; wanted a multiple of {unit}"
+                + (" (pairs take two rows each)" if stage.objective.pairs else "")
+            )
 
 
 def training_digest(recipe: HealRecipe) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from regear.core.recipe import Recipe
 from regear.tasks.recipes import TextRecipe
-from regear.train.recipes import DataRecipe, StageRecipe
+from regear.train.recipes import DataRecipe, StageRecipe, TeacherRecipe
 
 DEFAULT_TOKENS = 250_000
 
@@ -22,6 +22,7 @@ class HealRecipe(Recipe):
     seed: int = Field(0, ge=0)
     train: StageRecipe = Field(default_factory=lambda: StageRecipe.model_validate({}))
     stages: list[StageRecipe] = Field(default_factory=list)
+    teacher: TeacherRecipe = Field(default_factory=lambda: TeacherRecipe.model_validate({}))
     data: DataRecipe = Field(default_factory=lambda: DataRecipe.model_validate({}))
     evaluation: TextRecipe = Field(default_factory=lambda: TextRecipe.model_validate({"tokens": 32768}))
     elsewhere: TextRecipe = Field(default_factory=lambda: TextRecipe.model_validate({"tokens": 16384}))
@@ -49,6 +50,7 @@ class HealRecipe(Recipe):
         for stage in self.parts():
             if stage.tokens is None and stage.minutes is None:
                 raise ValueError("a stage needs tokens or minutes (or both: whichever ends first)")
+            self.teacher.check(stage)
         return self
 
     def named(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class HealRecipe(Recipe):
         found = self.model_dump(mode="json", exclude={"save_minutes"})
         for use in ("evaluation", "elsewhere"):
             found[use] = getattr(self, use).named()
+        del found["teacher"]["place"]
         found["data"]["text"] = [Path(name).name for name in self.data.text]
         return found
 

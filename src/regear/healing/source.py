@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from transformers import AutoConfig
 
 from regear.core.errors import CheckpointError
 from regear.core.run import silent
@@ -12,7 +13,7 @@ from regear.models.adapter import is_adapter, open_store
 from regear.models.formats.read import canonical, is_mla
 from regear.models.formats.strict import STRICT
 from regear.models.formats.write import in_format, write
-from regear.models.load import load_model
+from regear.models.load import load_config, load_model
 from regear.models.save import InMemory, save_like
 from regear.models.store import Store
 from regear.models.tensorfile import DTYPES
@@ -47,6 +48,13 @@ class Start:
     def format(self) -> str:
         """The format of input and output."""
         return str(self.store.config["model_type"])
+
+    def config(self) -> Any:
+        """The transformers config of the model that `load` gives."""
+        if not self.strict:
+            return load_config(self.directory)
+        held = dict(canonical(self.store).config)
+        return AutoConfig.for_model(held.pop("model_type"), **held)
 
     def load(self, scratch: Path, device: str) -> Any:
         """The model to train, float32, unfolded where an export folded it."""

@@ -75,3 +75,9 @@ def load_model(directory: Path, device: str = "auto", *, dtype: torch.dtype | No
     if faults:
         raise CheckpointError(f"{directory} does not fit its config: {faults}")
     return model.to(place).eval()
+
+
+def skeleton(config: Any) -> Any:
+    """A causal language model of these shapes without any weights, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

@@ -44,6 +44,11 @@ class World:
             dist.barrier()
 
 
+def processes() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def world(device: torch.device) -> Iterator[World]:
     """Join the processes that `torchrun` started; alone without it.
@@ -51,7 +56,7 @@ def world(device: torch.device) -> Iterator[World]:
     What goes wrong is raised by the process that met it first; the others, which meet it too or lose the first, exit
     without a word.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = processes()
     if size == 1:
         yield World()
         return

@@ -92,3 +92,32 @@ class DataRecipe(Recipe):
     @classmethod
     def _one_file(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+
+class TeacherRecipe(Recipe):
+    """How the teacher is asked: beside the student, or once beforehand for its `cache` likeliest tokens a prediction.
+
+    Stages that need more of the teacher than predictions (`align`, `hidden`, `dpo`) run it all the same. `place` is a
+    folder for the predictions instead of the cache's own; they are kept, and serve other students.
+    """
+
+    cache: int | None = Field(None, ge=1)
+    dtype: Literal["float16", "float32"] = "float16"
+    place: str | None = None
+
+    def serves(self, stage: StageRecipe) -> bool:
+        """Whether a stage reads predictions that were written beforehand."""
+        return self.cache is not None and stage.objective.teacher == "distribution"
+
+    def check(self, stage: StageRecipe) -> None:
+        """Raises ValueError where a stage cannot be taught from what was written beforehand."""
+        if not self.serves(stage):
+            return
+        if stage.tokens is None:
+            raise ValueError(
+                "teacher.cache needs to know how much to write: give train.tokens, with minutes or without"
+            )
+        if getattr(stage.objective, "temperature", 1.0) != 1.0:
+            raise ValueError(
+                "teacher.cache keeps predictions of temperature 1; leave the temperature, or the cache, out"
+            )

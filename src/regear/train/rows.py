@@ -33,6 +33,10 @@ class Source(ABC):
     def where(self, position: int) -> str:
         """The row as a person would find it: the file and the line or row, counted from 1."""
 
+    def share(self, position: int) -> float:
+        """The share of the file before a position."""
+        return position / self.size
+
     def pick(self, positions: Iterable[int]) -> dict[int, Row]:
         """The rows at these positions, and no others read."""
         return {position: next(self.rows(position))[1] for position in positions}
@@ -115,6 +119,9 @@ class Parquet(Source):
 
     def where(self, position: int) -> str:
         return f"{self.name}, row {position + 1}"
+
+    def share(self, position: int) -> float:
+        return position / self.ends[-1]
 
     def pick(self, positions: Iterable[int]) -> dict[int, Row]:
         wanted = set(positions)

@@ -21,6 +21,7 @@ from regear.train.optim import select
 from regear.train.parallel import World, gathered
 from regear.train.recipes import StageRecipe
 from regear.train.states import check_head
+from regear.train.teacher import TeacherCache
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Job:
         student: loads the model to train, as it was before the first stage.
         teacher: loads the model to learn from, or None where no stage has one.
         place: where steps and finished stages are kept.
+        cached: predictions written beforehand for a stage, or None for a stage that runs the teacher.
     """
 
     student: Callable[[], Any]
@@ -41,6 +43,13 @@ class Job:
     hooks: Callable[[Any], Hooks]
     seed: int
     device: torch.device
+    cached: Callable[[StageRecipe], TeacherCache | None] = lambda _: None
+
+    def taught_by(self, recipe: StageRecipe) -> Any:
+        """What a stage learns from: nothing, written predictions, or a model that does not change."""
+        if self.teacher is None or recipe.objective.teacher == "none":
+            return None
+        return self.cached(recipe) or self.teacher().requires_grad_(False)
 
 
 def run_stages(job: Job, recipes: Sequence[StageRecipe]) -> list[dict[str, Any]]:
@@ -77,15 +86,13 @@ def trained_model(job: Job, stages: int) -> Any:
 
 def _run(job: Job, recipe: StageRecipe, number: int) -> dict[str, Any]:
     student = trained_model(job, number)
-    teacher = job.teacher() if job.teacher is not None and recipe.objective.teacher != "none" else None
+    teacher = job.taught_by(recipe)
     names = select(student, recipe.train, recipe.freeze)
     if recipe.lora is not None:
         torch.manual_seed(job.seed * 1_000_003 + number)  # adapters start the same on every process and after a stop
         lora.inject(student, recipe.lora, names)
     if recipe.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    if teacher is not None:
-        teacher.requires_grad_(False)
     count = sum(p.numel() for p in student.parameters() if p.requires_grad)
     check_head(student)
     trained = Trained(student, teacher, objective(recipe.objective))

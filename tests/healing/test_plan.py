@@ -1,0 +1,168 @@
+"""The plan tells what a healing takes, and refuses what cannot be done, before a weight is read."""
+
+import json
+
+import pytest
+import torch
+
+import regear
+from regear.cli import main
+from regear.core.errors import DataError, IncompatibleModel, RecipeError
+from regear.healing.board import Board
+from regear.healing.plan import tokens_in
+from regear.train.stream import Stream
+from tests.tiny import byte_tokenizer, make_model, make_text
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """Recipe words for a short healing, and its training text."""
+    place = tmp_path_factory.mktemp("texts")
+    for seed, name in enumerate(("train", "evaluation", "elsewhere")):
+        (place / f"{name}.txt").write_text(make_text(4500, seed=seed))
+    uses = [
+        f"{use}.{key}" for use in ("evaluation", "elsewhere") for key in (f"text=[{place}/{use}.txt]", "tokens=512")
+    ]
+    return [*uses, "train.tokens=512", "train.sequence=64", "train.batch=2"], place / "train.txt"
+
+
+def plan(tiny, words, *changes, **options):
+    return regear.plan(tiny("llama"), tiny("llama"), None, *words[0], *changes, **{"text": [words[1]], **options})
+
+
+def test_no_weight_is_read_and_everything_is_told(tiny, words, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("regear.healing.heal.load_model", refuse)
+    monkeypatch.setattr("regear.healing.source.load_model", refuse)
+    found = plan(tiny, words)
+    (stage,) = found["stages"]
+    assert stage["steps"] == 4
+    assert stage["tokens"] == found["tokens"] == 512
+    assert stage["text_tokens"] == 4501  # a byte a token, and the end
+    assert stage["epochs"] == pytest.approx(512 / 4501, abs=1e-3)
+    assert stage["trained_parameters"] == 3 * (2 * 48 * 48 + 2 * 48 * 24)
+    assert found["matrix_rate"] > 1e8
+    assert stage["tokens_per_second"] == pytest.approx(
+        found["efficiency"] * found["matrix_rate"] / stage["operations_per_token"]["total"], abs=1
+    )
+    assert found["warnings"] == []
+
+
+def test_fewer_trained_layers_and_written_predictions_are_cheaper(tiny, words):
+    costs = [
+        plan(tiny, words, *changes)["stages"][0]["operations_per_token"]["total"]
+        for changes in (["train.train=['*']"], [], ["train.train=['*layers.2.self_attn*']"])
+    ]
+    assert costs == sorted(costs, reverse=True)
+    cached = plan(tiny, words, "teacher.cache=8")["stages"][0]
+    assert cached["operations_per_token"]["teacher"] == 0
+    assert cached["teacher_cache"]["bytes"] == 512 * (8 * 4 + 2)
+
+
+def test_minutes_become_tokens_and_stages_are_told_apart(tiny, words):
+    found = plan(tiny, words, "stages=[{objective: align, tokens: 256}, {objective: ce, minutes: 0.001}]")
+    assert [stage["objective"] for stage in found["stages"]] == ["align", "ce"]
+    assert [stage["operations_per_token"]["teacher"] > 0 for stage in found["stages"]] == [True, False]
+    assert found["stages"][0]["tokens"] == 256
+    assert found["stages"][1]["tokens"] % 128 == 0
+
+
+def test_text_read_too_often_is_said(tiny, words):
+    (warning,) = plan(tiny, words, "train.tokens=50000")["warnings"]
+    assert "about 4,501 tokens, read 11.1 times" in warning
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "error", "message"),
+    [
+        (["train.train=['*.nothing.*']"], None, RecipeError, "no parameter is named like"),
+        ([], "absent.txt", DataError, "no training file"),
+        (["teacher.cache=8", "train.tokens=null", "train.minutes=1"], None, RecipeError, "give train.tokens"),
+        (["teacher.cache=8", "train.objective={kind: kl, temperature: 2}"], None, RecipeError, "temperature 1"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(tiny, words, changes, text, error, message):
+    with pytest.raises(error, match=message):
+        plan(tiny, words, *changes, **({"text": [text]} if text else {}))
+
+
+def test_processes_must_share_the_batch(tiny, words, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(RecipeError, match=r"found train\.batch 2 for 4 processes; wanted a multiple of 4"):
+        plan(tiny, words)
+
+
+def test_another_vocabulary_is_refused(tiny, words, tmp_path):
+    other = make_model("llama", tmp_path / "other", vocab_size=300)
+    with pytest.raises(IncompatibleModel, match="predicts 260 tokens and the teacher 300"):
+        regear.plan(tiny("llama"), other, None, *words[0], text=[words[1]])
+
+
+def test_long_files_are_counted_from_a_part_of_them(tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": make_text(300, seed=i)}) + "\n" for i in range(200)))
+    whole = tmp_path / "whole.txt"
+    whole.write_text(make_text(200_000))
+    stream = Stream([rows, whole], byte_tokenizer(), sequence=64, batch=1)
+    monkeypatch.setattr("regear.healing.plan.COUNTED_TOKENS", 8_000)
+    assert tokens_in(stream) == pytest.approx(200 * 301 + 200_000, rel=0.02)
+
+
+def test_the_verb_and_the_dry_run_say_the_same(tiny, words, capsys):
+    rest = [str(tiny("llama")), *words[0], "--teacher", str(tiny("llama")), "--text", str(words[1]), "--json"]
+    printed = []
+    for line in (["plan", *rest], ["heal", *rest, "--dry-run"]):
+        assert main.run(line) == 0
+        printed.append(json.loads(capsys.readouterr().out))
+    measured = {"matrix_rate", "hours", "measuring_hours", "stages", "available_memory_bytes"}
+    one, two = ({key: value for key, value in found.items() if key not in measured} for found in printed)
+    assert one == two
+    assert main.run([*line[:-2], "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("plan: 512 tokens in about")
+
+
+def test_a_healing_taught_from_written_predictions_tells_its_plan_first_and_shows_its_steps(
+    tiny, words, cache, tmp_path
+):
+    student = make_model("llama", tmp_path / "student", seed=1)
+    told = []
+    outputs = []
+    for name, changes in (("online", []), ("cached", ["teacher.cache=260", "teacher.dtype=float32"])):
+        found = regear.heal(
+            student,
+            tiny("llama"),
+            tmp_path / name,
+            *words[0],
+            *changes,
+            text=[words[1]],
+            tensorboard=tmp_path / f"board-{name}",
+            announce=told.append,
+        )
+        outputs.append(found)
+    assert [plan["stages"][0]["steps"] for plan in told] == [4, 4]
+    assert outputs[1]["kl"]["after"] == pytest.approx(outputs[0]["kl"]["after"], rel=1e-3)
+    assert list((cache / "teacher").glob("*/*.parquet"))
+    recorded = json.loads((tmp_path / "cached" / "regear.json").read_text())
+    assert recorded["recipe"]["teacher"] == {"cache": 260, "dtype": "float32"}
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "board-online"))
+    events.Reload()
+    rows = [json.loads(x) for x in (tmp_path / "online.run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["event"] == "step"]
+    assert [event.value for event in events.Scalars("stage 1/loss")] == pytest.approx(losses)
+
+
+def test_without_tensorboard_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(RecipeError, match=r"pip install 'regear\[train\]'"):
+        Board(tmp_path)
+
+
+def test_a_plan_fits_every_family(tiny, family, words):
+    torch.manual_seed(0)
+    found = regear.plan(tiny(family), tiny(family), None, *words[0], text=[words[1]])
+    assert found["stages"][0]["operations_per_token"]["forward"] > 0
