@@ -47,8 +47,21 @@ def test_norms_biases_gates_and_state_space_parameters_never_decay():
     model = model_with(*DECAYING, *PLAIN, ("frozen.weight", 2, 2))
     model.frozen.weight.requires_grad_(False)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    found = {group["weight_decay"]: {names[p] for p in group["params"]} for group in groups(model, 0.1)}
+    found: dict[float, set[str]] = {}
+    for group in groups(model, recipe_of(weight_decay=0.1)):
+        found.setdefault(group["weight_decay"], set()).update(names[p] for p in group["params"])
     assert found == {0.1: {row[0] for row in DECAYING}, 0.0: {row[0] for row in PLAIN}}
+
+
+def test_relative_rates_are_shares_of_each_parameters_size():
+    """Adam moves every entry by the rate: without a share of its size, small factors are torn and large ones stand."""
+    model = model_with(("small.weight", 4, 4), ("large.weight", 4, 4), ("zero.bias", 4))
+    for name, value in (("small", 0.01), ("large", 3.0)):
+        torch.nn.init.constant_(model.get_submodule(name).weight, value)
+    torch.nn.init.zeros_(model.zero.bias)
+    relative, plain = (groups(model, recipe_of(relative=share)) for share in (True, False))
+    assert [round(group["scale"], 6) for group in relative] == [0.01, 3.0, 1e-3]
+    assert {group["scale"] for group in plain} == {1.0}
 
 
 def test_freeze_wins_over_train():

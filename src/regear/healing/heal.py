@@ -43,8 +43,10 @@ SPLITS = {"evaluation": "evaluation", "elsewhere": "unseen"}
 DTYPES = {"source": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def build_recipe(config: str | Path | None, changes: Sequence[str], text: Sequence[str | Path]) -> HealRecipe:
-    """The checked recipe: defaults, then the file, then `key=value` words, then the training texts.
+def build_recipe(
+    config: str | Path | None, changes: Sequence[str], text: Sequence[str | Path], size: int = 1
+) -> HealRecipe:
+    """The checked recipe for `size` processes: defaults, then the file, `key=value` words, the training texts.
 
     Raises:
         RecipeError: anything unknown, out of range or contradictory.
@@ -53,7 +55,10 @@ def build_recipe(config: str | Path | None, changes: Sequence[str], text: Sequen
     apply_changes(values, changes)
     if text:
         set_key(values, "data.text", [str(name) for name in text])
-    return validate(HealRecipe, values)
+    recipe = validate(HealRecipe, values)
+    for stage in recipe.parts():
+        stage.rows(size)
+    return recipe
 
 
 def heal(
@@ -95,24 +100,21 @@ def heal(
     Raises:
         RecipeError, IncompatibleModel, CheckpointError, DataError: before anything appears at the output.
     """
+    words = (*changes, *([] if seed is None else [f"seed={seed}"]))
+    if dry_run:
+        healing = Healing.open(model, teacher, build_recipe(config, words, text, processes()), list(tasks), device)
+        if output is not None:
+            is_done(healing.apart(output), healing.fingerprint, force=force)
+        return make_plan(healing)
     with world(pick_device(device)) as here:
-        recipe = build_recipe(config, changes if seed is None else (*changes, f"seed={seed}"), text)
-        if output is None and not dry_run:
-            raise RecipeError("no output given; name one with -o DIR, or pass --dry-run")
-        for stage in recipe.parts():
-            stage.rows(here.size)
-        healing = Healing.open(model, teacher, recipe, list(tasks), device)
+        recipe = build_recipe(config, words, text, here.size)
         if output is None:
-            return make_plan(healing)
-        out = Path(os.path.abspath(output))
-        for place in (healing.start.directory, *directories(healing.teacher)):
-            check_apart(out, place)
-        done = here.leads and is_done(out, healing.fingerprint, force=force)
-        if dry_run:
-            return make_plan(healing)
+            raise RecipeError("no output given; name one with -o DIR, or pass --dry-run")
+        healing = Healing.open(model, teacher, recipe, list(tasks), device)
+        out = healing.apart(output)
         if not here.leads:
             return healing.follow(out, here)
-        if done:
+        if is_done(out, healing.fingerprint, force=force):
             return healing.already(out, here)
         board = None if tensorboard is None else Board(Path(tensorboard))
         if announce is not None:
@@ -205,6 +207,13 @@ class Healing:
             write_report(run.directory, kept, found)
             run.publish()
         return found
+
+    def apart(self, output: str | Path) -> Path:
+        """The output's full path, which must lie apart from both models."""
+        out = Path(os.path.abspath(output))
+        for place in (self.start.directory, *directories(self.teacher)):
+            check_apart(out, place)
+        return out
 
     def already(self, out: Path, here: World) -> dict[str, Any]:
         """The result that is there; the processes that follow have nothing to do."""
