@@ -17,7 +17,7 @@ def patient(tmp_path_factory, tiny, text):
     regear.convert(tiny("llama-tied"), place / "mla", *small(text), "convert.kv_ratio=0.25", to="mla")
     training = place / "training.txt"
     training.write_text(make_text(9000, seed=1))
-    words = ["train.tokens=768", "train.batch=2", "train.sequence=64", "train.warmup=1", "train.lr=3e-3"]
+    words = ["train.tokens=768", "train.batch=2", "train.sequence=64", "train.warmup=1", "train.lr=3e-4"]
     for seed, use in ((2, "evaluation"), (3, "elsewhere")):
         (place / f"{use}.txt").write_text(make_text(2500, seed=seed))
         words += [f"{use}.text={place / use}.txt", f"{use}.tokens=300"]

@@ -14,7 +14,7 @@ from regear.cli.main import run as cli
 from regear.core.errors import IncompatibleModel, RecipeError
 from regear.models.load import load_model
 from regear.models.store import Store
-from tests.tiny import make_model, make_text
+from tests.tiny import make_model, make_text, small
 
 
 def heal(patient, out, *changes, model=None, **more):
@@ -150,7 +150,8 @@ def test_the_command_line_says_what_is_missing(patient, tmp_path, capsys):
 
 def test_a_strict_export_comes_back_as_it_was(patient, tmp_path):
     strict, out = tmp_path / "strict", tmp_path / "out"
-    regear.convert(patient.mla, strict, "convert.format=deepseek_v3", to="mla")
+    words = ["convert.rope=decoupled", "convert.format=deepseek_v3", "convert.kv_ratio=1/2"]
+    regear.convert(patient.source, strict, *small(patient.training), *words, to="mla")
     result = heal(patient, out, model=strict)
     assert result["format"] == "deepseek_v3"
     assert (Store(strict).shapes, Store(strict).dtypes) == (Store(out).shapes, Store(out).dtypes)
