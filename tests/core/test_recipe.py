@@ -72,3 +72,9 @@ def test_recipes_do_not_change():
     recipe = validate(MlaConvertRecipe, {})
     with pytest.raises(Exception, match="frozen"):
         recipe.seed = 1
+
+
+def test_a_name_pattern_needs_no_quotes():
+    target = {}
+    apply_changes(target, ["train.train=*.self_attn.*", "train.freeze=['*.norm', x]"])
+    assert target == {"train": {"train": "*.self_attn.*", "freeze": ["*.norm", "x"]}}

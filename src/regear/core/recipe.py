@@ -72,13 +72,16 @@ def set_key(target: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def apply_changes(target: dict[str, Any], changes: Iterable[str]) -> None:
-    """Apply `key.path=value` words; values are read as YAML, so `0.5`, `true` and `[a, b]` mean what they say."""
+    """Apply `key.path=value` words; values are read as YAML, so `0.5`, `true` and `[a, b]` mean what they say.
+
+    A value that starts with `*` is a name pattern: YAML's aliases have nothing to point at in one word.
+    """
     for change in changes:
         key, separator, value = change.partition("=")
         if not separator or not key:
             raise RecipeError(f"found {change!r}; wanted key=value, such as convert.kv_ratio=0.5")
         try:
-            set_key(target, key, yaml.safe_load(value) if value else "")
+            set_key(target, key, yaml.safe_load(value) if value and not value.startswith("*") else value)
         except yaml.YAMLError:
             raise RecipeError(f"{change!r}: the value is not YAML; quote it") from None
 
