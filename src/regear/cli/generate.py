@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def generate(
         model: Annotated[str, typer.Argument(help="Directory, hub id or embedded name.")],
-        prompt: Annotated[str, typer.Argument(help="The text to answer or to go on from.")] = "",
+        prompt: Annotated[str | None, typer.Argument(help="The text to answer or to go on from.")] = None,
         prompts: Annotated[
             Path | None, typer.Option(help="Instead: JSONL rows {prompt} or {messages}, or a text file to go on from.")
         ] = None,
@@ -35,8 +35,8 @@ def register(app: typer.Typer) -> None:
         import regear
         from regear.core.errors import RecipeError
 
-        if (prompts is None) != (output is None) or (prompts is not None and (prompt or raw)):
-            raise RecipeError("wanted a PROMPT, or --prompts FILE with -o ROWS.jsonl, and neither PROMPT nor --raw")
+        if (prompts is None) != (output is None) or (prompts is not None and (prompt is not None or raw)):
+            raise RecipeError("wanted --prompts FILE and -o ROWS.jsonl together, without PROMPT and --raw")
         sampling = {
             "max_tokens": max_tokens,
             "temperature": temperature,
@@ -49,5 +49,7 @@ def register(app: typer.Typer) -> None:
                 rows = regear.generate_rows(model, prompts, output, **sampling, progress=bars)
             show(rows, as_json=as_json, quiet=quiet, text=table(list(rows.items())))
             return
+        if prompt is None:
+            raise RecipeError("Missing argument PROMPT; give one, or --prompts FILE with -o ROWS.jsonl")
         result = regear.generate(model, prompt, raw=raw, **sampling)
         show(result, as_json=as_json, quiet=False, text=result["text"])
