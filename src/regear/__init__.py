@@ -21,6 +21,7 @@ VERBS = {
     "plan": "regear.pipeline.plan:plan",
     "eval": "regear.measure.evaluate:evaluate",
     "generate": "regear.engine.local:generate",
+    "generate_rows": "regear.engine.rows:generate_rows",
     "demo": "regear.pipeline.demo:demo",
 }
 

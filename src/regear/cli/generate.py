@@ -1,10 +1,12 @@
-"""`regear generate`: complete one prompt."""
+"""`regear generate`: complete one prompt, or every prompt of a file."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from regear.cli.output import Device, Json, Quiet, Seed, show
+from regear.cli.output import Device, Json, Quiet, Seed, show, table
+from regear.cli.progress import Bars
 
 
 def register(app: typer.Typer) -> None:
@@ -13,7 +15,13 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def generate(
         model: Annotated[str, typer.Argument(help="Directory, hub id or embedded name.")],
-        prompt: Annotated[str, typer.Argument(help="The text to answer or to go on from.")],
+        prompt: Annotated[str | None, typer.Argument(help="The text to answer or to go on from.")] = None,
+        prompts: Annotated[
+            Path | None, typer.Option(help="Instead: JSONL rows {prompt} or {messages}, or a text file to go on from.")
+        ] = None,
+        output: Annotated[
+            Path | None, typer.Option("-o", "--output", help="JSONL of the answers, to train on.")
+        ] = None,
         raw: Annotated[bool, typer.Option("--raw", help="The prompt as it is, without the chat template.")] = False,
         max_tokens: Annotated[int, typer.Option(help="At most so many new tokens.")] = 128,
         temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -23,17 +31,25 @@ def register(app: typer.Typer) -> None:
         as_json: Json = False,
         quiet: Quiet = False,
     ) -> None:
-        """Complete a prompt."""
+        """Complete a prompt, or all of a file as training rows."""
         import regear
+        from regear.core.errors import RecipeError
 
-        result = regear.generate(
-            model,
-            prompt,
-            raw=raw,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            device=device,
-        )
+        if (prompts is None) != (output is None) or (prompts is not None and (prompt is not None or raw)):
+            raise RecipeError("wanted --prompts FILE and -o ROWS.jsonl together, without PROMPT and --raw")
+        sampling = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+            "device": device,
+        }
+        if prompts is not None and output is not None:
+            with Bars(quiet=quiet) as bars:
+                rows = regear.generate_rows(model, prompts, output, **sampling, progress=bars)
+            show(rows, as_json=as_json, quiet=quiet, text=table(list(rows.items())))
+            return
+        if prompt is None:
+            raise RecipeError("Missing argument PROMPT; give one, or --prompts FILE with -o ROWS.jsonl")
+        result = regear.generate(model, prompt, raw=raw, **sampling)
         show(result, as_json=as_json, quiet=False, text=result["text"])

@@ -21,12 +21,13 @@ class Written:
     tokens: list[list[int]]
 
     def agreement(self, other: "Written") -> float:
-        """Mean share of the other's tokens before the first that differs."""
+        """Mean share of the longer text before the first token that differs; 1 where both say nothing."""
         shares = []
         for mine, theirs in zip(self.tokens, other.tokens, strict=True):
             same = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
             common = min(len(mine), len(theirs)) if same is None else same
-            shares.append(common / max(len(mine), len(theirs), 1))
+            longest = max(len(mine), len(theirs))
+            shares.append(common / longest if longest else 1.0)
         return sum(shares) / len(shares)
 
     @property
