@@ -90,7 +90,9 @@ def test_what_cannot_be_done_is_refused(tiny, words, changes, text, error, messa
 
 def test_processes_must_share_the_batch(tiny, words, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(RecipeError, match=r"train\.batch: 2 rows cannot be shared by 4 processes; wanted a multiple of 4"):
+    with pytest.raises(
+        RecipeError, match=r"train\.batch: 2 rows cannot be shared by 4 processes; wanted a multiple of 4"
+    ):
         plan(tiny, words)
 
 
