@@ -17,10 +17,12 @@ LENGTH = 12
 
 
 def make(seed=0, dtype=torch.float32, **changes):
-    torch.manual_seed(seed)
+    """Random weights; what others draw afterwards does not depend on it."""
     shape = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
     shape |= dict(num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.3)
-    return LlamaForCausalLM(LlamaConfig(**(shape | changes))).to(dtype).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(LlamaConfig(**(shape | changes))).to(dtype).eval()
 
 
 class Rows:
