@@ -2,7 +2,7 @@
 
 Cases run interleaved, one step each a round, with the matrix rate measured between them; medians over rounds. The floor
 of a step is its operations (`train/cost.py`, tested against torch's own counter) over that rate. Where the rest goes is
-read off a profile of one step. Correctness gate: every case's loss is finite and its gradients reach exactly what trains.
+read off a profile of one step. Correctness gate: every case has a finite loss.
 """
 
 import statistics
