@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["regear.healing.heal", "regear.conversion.convert", "tests.train.small"])
+CONTEXT.set_forkserver_preload(["regear.healing.job", "regear.conversion.convert", "tests.train.small"])
 LIMIT = 240  # seconds
 
 

@@ -34,7 +34,7 @@ def test_no_weight_is_read_and_everything_is_told(tiny, words, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("regear.healing.heal.load_model", refuse)
+    monkeypatch.setattr("regear.healing.job.load_model", refuse)
     monkeypatch.setattr("regear.healing.source.load_model", refuse)
     found = plan(tiny, words)
     (stage,) = found["stages"]

@@ -61,7 +61,7 @@ KILLS = {
     "between the stages": ("regear.train.lora", "inject", 1),
     "before the record of a stage": ("regear.train.stages", "write_json", 2),
     "while the weights are written": ("regear.models.tensorfile", "publish", 3),
-    "before the output appears": ("regear.healing.heal", "write_report", 1),
+    "before the output appears": ("regear.healing.job", "write_report", 1),
 }
 
 
