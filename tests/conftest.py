@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers.utils import logging
 
 torch.set_num_threads(1)
+# The same examples on every run; `--hypothesis-profile=default` looks for new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
 logging.disable_progress_bar()
 
 from tests.tiny import FAMILIES, make_model, make_text

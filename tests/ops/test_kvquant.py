@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from regear.ops.kvquant import (
     dequantise,
@@ -34,13 +34,14 @@ def naive(x: list[float], bits: int) -> tuple[list[float], float]:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(NUMBERS, min_size=1, max_size=20), BITS)
+@example([-128.7494659423828], 8)
 def test_a_group_is_stored_as_the_plain_form_stores_it(x, bits):
     packed = quantise(torch.tensor([x]), bits)
     found = dequantise(packed, bits, len(x))[0].tolist()
     expected, step = naive(x, bits)
     # Where a number lies midway between two codes, float32 and float64 may round it to either.
     assert all(abs(a - b) <= step * 1.0001 + 1e-6 for a, b in zip(found, expected, strict=True))
-    assert sum(abs(a - b) > step / 2 for a, b in zip(found, expected, strict=True)) <= len(x) // 4
+    assert sum(abs(a - b) > step / 2 for a, b in zip(found, expected, strict=True)) <= max(1, len(x) // 4)
     assert packed.codes.shape == (1, -(-len(x) * bits // 8))
 
 
