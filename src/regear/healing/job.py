@@ -95,7 +95,7 @@ class Healing:
             here.sum(1)
             teacher = load_model(self.teacher, self.device)
             log = run.log if board is None else board.beside(run.log)
-            job = self._job(run.work, here, log, progress, teacher)
+            job = self._job(run, here, log, progress, teacher)
             student, parts = job.student(), self.recipe.parts()
             check(job, student, parts)
             seen = seen_in_training(self.recipe.data.text, self.windows)
@@ -136,13 +136,13 @@ class Healing:
     def follow(self, out: Path, here: World) -> dict[str, Any]:
         """What every process but the first does: its share of the training, once the first has opened the run."""
         if here.sum(0):
-            work = Run(out, self.fingerprint, {}).work
-            run_stages(self._job(work, here, lambda *_, **__: None, silent, None), self.recipe.parts())
+            run = Run(out, self.fingerprint, {})
+            run_stages(self._job(run, here, lambda *_, **__: None, silent, None), self.recipe.parts())
         return {"output": str(out), "rank": here.rank}
 
-    def _job(self, work: Path, here: World, log: Callable[..., None], progress: Progress, teacher: Any) -> Job:
-        place = work / "training"
-        scratch = work / f"scratch-{here.rank}"
+    def _job(self, run: Run, here: World, log: Callable[..., None], progress: Progress, teacher: Any) -> Job:
+        place = run.work / "training"
+        scratch = run.scratch / str(here.rank)
 
         def hooks(student: Any) -> Hooks:
             few = spread(self.windows[TEXTS[0]], self.recipe.held_out_windows)
