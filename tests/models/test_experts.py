@@ -3,8 +3,8 @@
 import torch
 from transformers import AutoModelForCausalLM
 
-from regear.models.experts import apart, join, split
 from regear.conversion.layers import Layers
+from regear.models.experts import apart, join, split
 from regear.models.store import Store
 
 

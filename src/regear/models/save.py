@@ -54,7 +54,9 @@ def as_stored(store: Store, tensors: dict[str, Any]) -> dict[str, Any]:
                 "form it came in; load and save it with transformers first"
             )
         if kind not in (FLOATS if held[name].is_floating_point() else DTYPES):
-            raise CheckpointError(f"tensor {name} is stored as {kind}; wanted one of {', '.join(FLOATS)}: unquantise it")
+            raise CheckpointError(
+                f"tensor {name} is stored as {kind}; wanted one of {', '.join(FLOATS)}: unquantise it"
+            )
         found[name] = held[name]
     return found
 
