@@ -58,6 +58,31 @@ def test_a_users_mistake_in_a_fresh_run_leaves_no_directory(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mistake_after_something_durable_keeps_it_and_half_written_files_do_not_count(tmp_path):
+    for place, kept in (("work/training/.000-1.tmp/state.json", False), ("work/training/000-1/state.json", True)):
+        with pytest.raises(RegearError), Run(tmp_path / "out", "x", {}) as run:
+            write_json(run.directory / place, {})
+            write_json(run.scratch / "0" / "config.json", {})
+            raise RegearError("wrong")
+        assert (tmp_path / "out.run" / place).exists() == kept
+    assert not (tmp_path / "out.run/scratch").exists()
+
+
+def test_metrics_start_anew_with_a_run_that_goes_on_from_nothing(tmp_path):
+    def logged(fingerprint, step, keep):
+        with Run(tmp_path / "out", fingerprint, {}) as run:
+            run.log("step", step=step)
+            if keep:
+                write_json(run.work / "state.json", {})
+        lines = (tmp_path / "out.run/metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["step"] for line in lines]
+
+    assert logged("one", 1, keep=False) == [1]
+    assert logged("one", 2, keep=True) == [2]
+    assert logged("one", 3, keep=True) == [2, 3]
+    assert logged("two", 4, keep=False) == [4]
+
+
 def test_an_output_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot make"), Run(tmp_path / "file" / "out", "x", {}):

@@ -1,17 +1,18 @@
 """`regear heal`: what it gives back, what it records, and what it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import regear
 from regear.cli.main import run as cli
-from regear.core.errors import IncompatibleModel, RecipeError
+from regear.core.errors import CheckpointError, IncompatibleModel, RecipeError
 from regear.models.load import load_model
 from regear.models.store import Store
 from tests.tiny import make_model, make_text, small
@@ -134,6 +135,27 @@ def test_a_teacher_of_another_vocabulary_is_refused(patient, tmp_path):
     other = make_model("llama", tmp_path / "other", vocab_size=300)
     with pytest.raises(IncompatibleModel, match="predicts 260 tokens and the teacher 300"):
         regear.heal(patient.mla, other, tmp_path / "out", *patient.words, text=[patient.training])
+    assert not (tmp_path / "out.run").exists()
+
+
+def test_a_mixture_of_experts_comes_back_in_its_own_names(tiny, patient, tmp_path):
+    mla, out = tmp_path / "mla", tmp_path / "out"
+    regear.convert(tiny("qwen3-moe"), mla, *small(patient.training), "convert.kv_ratio=1/4", to="mla")
+    words = [*patient.words, "train.train=['*.self_attn.*', '*.mlp.*']", "train.tokens=256"]
+    regear.heal(mla, tiny("qwen3-moe"), out, *words, text=[patient.training])
+    one, other = Store(mla), Store(out)
+    assert (one.shapes, one.dtypes) == (other.shapes, other.dtypes)
+    assert any(".experts.0.up_proj" in name for name in other.shapes)
+
+
+def test_weights_that_could_not_be_written_back_are_refused_before_training(patient, tmp_path):
+    odd = tmp_path / "odd"
+    shutil.copytree(patient.mla, odd)
+    tensors = load_file(odd / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors, odd / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="stored as F8_E4M3"):
+        heal(patient, tmp_path / "out", model=odd)
     assert not (tmp_path / "out.run").exists()
 
 

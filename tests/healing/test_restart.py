@@ -12,7 +12,7 @@ from importlib import import_module
 import pytest
 
 import regear
-from regear.core.errors import RegearError
+from regear.core.errors import BackendError, RegearError
 from tests.healing.conftest import STAGES
 from tests.processes import free_port, start
 
@@ -88,6 +88,31 @@ def test_the_command_killed_after_a_durable_step_goes_on(tmp_path, patient, whol
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["tokens"] == 896
     assert digests(tmp_path / "out") == digests(whole)
+
+
+def test_a_failed_step_keeps_the_durable_ones_and_the_next_run_goes_on(tmp_path, patient, whole, monkeypatch):
+    from regear.train import loop
+
+    real = loop.Stage._step
+
+    def diverges(stage, optimiser, step, steps):
+        if step == 2:
+            raise BackendError("the loss is nan")
+        return real(stage, optimiser, step, steps)
+
+    models, words, text = arguments(patient)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Stage, "_step", diverges)
+        with pytest.raises(BackendError, match="nan"):
+            regear.heal(*models, tmp_path / "out", *words, text=text)
+    assert list(tmp_path.glob("out.run/work/training/steps/000-*2/state.json"))
+    steps = []
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Stage, "_step", lambda *a: steps.append(a[2]) or real(*a))
+        regear.heal(*models, tmp_path / "out", *words, text=text)
+    assert steps[0] == 2
+    assert digests(tmp_path / "out") == digests(whole)
+    assert not (tmp_path / "out.run/work").exists()
 
 
 def losses(out):

@@ -1,7 +1,11 @@
 """Durable steps: whole or not there, one at a time, and no larger than what trains."""
 
+import resource
+
+import pytest
 import torch
 
+from regear.core.errors import CheckpointError
 from regear.train import checkpoint
 from regear.train.optim import adamw, select
 from regear.train.parallel import World
@@ -56,3 +60,27 @@ def test_only_the_newest_finished_step_counts_and_is_kept(tmp_path):
     assert checkpoint.state_of(found) == {"step": 10}
     checkpoint.save(tmp_path / "steps/000-012", model, optimiser, {"step": 12}, World())
     assert [place.name for place in (tmp_path / "steps").iterdir()] == ["000-012"]
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_step_before(tmp_path):
+    """A limit on file size stands for the disk."""
+    model, optimiser = trained()
+    checkpoint.save(tmp_path / "000-1", model, optimiser, {"step": 1}, World())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="no room to write 000-2") as caught:
+            checkpoint.save(tmp_path / "000-2", model, optimiser, {"step": 2}, World())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert [place.name for place in tmp_path.iterdir()] == ["000-1"]
+
+
+def test_a_damaged_step_is_one_line(tmp_path):
+    model, optimiser = trained()
+    checkpoint.save(tmp_path / "000-1", model, optimiser, {"step": 1}, World())
+    for file in (tmp_path / "000-1").glob("*.distcp"):
+        file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="000-1 .* cannot be read"):
+        checkpoint.load(tmp_path / "000-1", model, optimiser, World())

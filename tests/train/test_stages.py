@@ -1,9 +1,11 @@
 """Stages: each on what the one before left; a restart at any point ends with the same bytes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from regear.core.errors import RecipeError
+from regear.core.errors import IncompatibleModel, RecipeError
 from regear.core.run import silent
 from regear.train import checkpoint, stages
 from regear.train.loop import Hooks
@@ -122,9 +124,57 @@ def test_gradient_checkpointing_changes_memory_only(tmp_path):
     [
         ({"train": "*.self_atn.*"}, "did you mean 'self_attn'"),
         ({"train": "*norm*", "lora": {}}, "belong to no linear layer"),
+        ({"objective": {"kind": "align", "layers": [5]}}, "wanted some of 0 to 1"),
+        ({"objective": {"kind": "hidden", "layers": [-1]}}, "wanted some of 0 to 1"),
     ],
 )
 def test_a_mistake_in_a_later_stage_is_found_before_the_first(tmp_path, changes, message):
     job = job_at(tmp_path)
     with pytest.raises(RecipeError, match=message):
-        check(job, job.student(), [ALIGN, recipe_of(**changes)])
+        check(job, job.student(), job.teacher(), [ALIGN, recipe_of(**changes)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_head_that_is_no_plain_matrix_can_have_no_adapter(tmp_path):
+    student = make(tie_word_embeddings=False)
+    wanted = recipe_of(train="*", lora={"rank": 2})
+    with pytest.raises(RecipeError, match="add lm_head.weight to train.freeze"):
+        check(job_at(tmp_path), student, make(1), [wanted])
+    check(job_at(tmp_path), student, make(1), [recipe_of(train="*", freeze="lm_head.weight", lora={"rank": 2})])
+
+
+class Scaled(torch.nn.Module):
+    """Logits that are not hidden states times the head, as where they are capped."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "model" else getattr(self.model, name)
+
+    def forward(self, **inputs):
+        found = self.model(**inputs)
+        found.logits = found.logits.tanh()
+        return found
+
+
+def test_a_teacher_whose_logits_are_capped_is_refused_before_training_and_by_the_stage(tmp_path):
+    job = job_at(tmp_path)
+    with pytest.raises(IncompatibleModel, match="scaled or capped"):
+        check(job, job.student(), Scaled(make(1)), [KL])
+    check(job, job.student(), Scaled(make(1)), [LORA])
+    with pytest.raises(IncompatibleModel, match="scaled or capped"):
+        run_stages(replace(job, teacher=lambda: Scaled(make(1))), [KL])
+
+
+class Skipping(Rows):
+    """Some of whose rows had nothing to train on."""
+
+    def state(self):
+        return {**super().state(), "skipped": 7}
+
+
+def test_rows_that_were_skipped_are_told(tmp_path, capsys):
+    run(tmp_path, [ALIGN], rows=Skipping)
+    assert "stage 1 skipped 7 rows" in capsys.readouterr().err

@@ -95,7 +95,8 @@ def register(app: typer.Typer) -> None:
             seed=seed,
             device=device,
         )
-        show(result, as_json=as_json, quiet=quiet, text=describe(result))
+        if "rank" not in result:
+            show(result, as_json=as_json, quiet=quiet, text=describe(result))
 
 
 def _named(teacher: str) -> str:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from regear.conversion.experts import apart, join
 from regear.conversion.head import Head
+from regear.models.experts import apart, join
 from regear.models.load import load_config
 from regear.models.store import Store
 

@@ -73,7 +73,8 @@ def check_apart(out: Path, source: Path) -> None:
 class Run:
     """Work towards `out`, exclusive to this process and resumable under the same fingerprint.
 
-    `staging` becomes the output; `work` holds what else a restart goes on from, and ends with the run.
+    `staging` becomes the output; `work` holds what else a restart goes on from, and ends with the run. `scratch` is
+    for what any process makes again. A mistake removes the directory only if no file in `staging` or `work` is whole.
     """
 
     def __init__(self, out: Path, fingerprint: str, recipe: dict[str, Any]) -> None:
@@ -81,6 +82,7 @@ class Run:
         self.directory = out.with_name(out.name + ".run")
         self.staging = self.directory / "staging"
         self.work = self.directory / "work"
+        self.scratch = self.directory / "scratch"
         self.started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -100,15 +102,17 @@ class Run:
             shutil.rmtree(self.staging, ignore_errors=True)
             shutil.rmtree(self.work, ignore_errors=True)
         self.staging.mkdir(exist_ok=True)
+        self.begins = not self._durable()
         write_json(state, {"fingerprint": self.fingerprint, "command": sys.argv, **describe()})
         write_json(self.directory / "recipe.json", self.recipe)
         return self
 
     def log(self, event: str, **values: Any) -> None:
-        """Append one line to `metrics.jsonl`."""
+        """Append one line to `metrics.jsonl`; a run that goes on from nothing starts it anew."""
         row = {"event": event, "seconds": round(time.monotonic() - self.started, 3), **values}
-        with open(self.directory / "metrics.jsonl", "a") as handle:
+        with open(self.directory / "metrics.jsonl", "w" if self.begins else "a") as handle:
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.begins = False
 
     def publish(self) -> None:
         """Give the staged output its name in one rename; an older output makes way only now."""
@@ -122,13 +126,21 @@ class Run:
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self.work, ignore_errors=True)
 
+    def _durable(self) -> bool:
+        """Whether a restart would go on from something; names that begin with a point are half-written."""
+        return any(
+            path.is_file() and not any(part.startswith(".") for part in path.relative_to(place).parts)
+            for place in (self.staging, self.work)
+            for path in place.rglob("*")
+        )
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
         self.lock.close()
         mistake = isinstance(error, (RegearError, OSError))
         if isinstance(error, Exception) and not mistake:
             trace = self.directory / "trace.txt"
             trace.write_text("".join(traceback.format_exception(error)))
             error.add_note(f"trace: {trace}")
-        # A mistake found in a run that had nothing durable yet leaves no trace of itself.
-        if mistake and self.fresh:
+        if mistake and self.fresh and not self._durable():
             shutil.rmtree(self.directory, ignore_errors=True)

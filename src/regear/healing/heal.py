@@ -14,8 +14,7 @@ from regear.healing.board import Board
 from regear.healing.job import Healing
 from regear.healing.plan import make_plan
 from regear.healing.recipes import HealRecipe
-from regear.models.load import pick_device
-from regear.train.parallel import processes, world
+from regear.train.parallel import own_device, processes, rank, world
 
 
 def build_recipe(
@@ -63,7 +62,8 @@ def heal(
         config: a recipe file.
         tasks: multiple-choice tasks to score before and after.
         force: replace an output of another recipe, text or model.
-        dry_run: only say what it would take and refuse what cannot be done; no weight is read. Needs no output.
+        dry_run: only say what it would take and refuse what cannot be done; no weight is read. Needs no output. Of
+            several processes the first one says it.
         tensorboard: a folder that shows the run's metrics to TensorBoard.
         seed: over the recipe's.
         device: `auto` is the GPU where there is one.
@@ -77,11 +77,14 @@ def heal(
     """
     words = (*changes, *([] if seed is None else [f"seed={seed}"]))
     if dry_run:
+        if rank():
+            return {"dry_run": True, "rank": rank()}
+        own_device(device)
         healing = Healing.open(model, teacher, build_recipe(config, words, text, processes()), list(tasks), device)
         if output is not None:
             is_done(healing.apart(output), healing.fingerprint, force=force)
         return make_plan(healing)
-    with world(pick_device(device)) as here:
+    with world(own_device(device)) as here:
         recipe = build_recipe(config, words, text, here.size)
         if output is None:
             raise RecipeError("no output given; name one with -o DIR, or pass --dry-run")

@@ -62,14 +62,14 @@ def check_vocabulary(tokenizer: Any, config: dict[str, Any], teacher: Path) -> N
         )
 
 
-def training_digest(recipe: HealRecipe) -> dict[str, str]:
-    """The digest of every training file, by name."""
-    found = {}
+def training_digest(recipe: HealRecipe) -> list[list[str]]:
+    """Name and digest of every training file, in order: two files may have one name."""
+    found = []
     for name in recipe.data.text:
         if name == BUILTIN:
-            found[name] = digest_of([Window(d.text, d.kind) for d in read_documents([name], "training")])
+            found.append([name, digest_of([Window(d.text, d.kind) for d in read_documents([name], "training")])])
         else:
-            found[Path(name).name] = sha256(Path(name).expanduser())
+            found.append([Path(name).name, sha256(Path(name).expanduser())])
     return found
 
 

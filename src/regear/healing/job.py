@@ -1,6 +1,7 @@
 """One healing from its inputs to its output: measure, train in stages, write, measure again."""
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from regear.train.parallel import World
 from regear.train.recipes import StageRecipe
 from regear.train.rows import open_sources
 from regear.train.stages import Job, check, run_stages, trained_model
+from regear.train.states import check_head
 from regear.train.stream import Stream
 from regear.train.teacher import FORWARD_ROWS, TeacherCache
 
@@ -93,15 +95,19 @@ class Healing:
             if is_done(out, self.fingerprint, force=force):  # another process may just have finished
                 return self.already(out, here)
             here.sum(1)
+            if here.size > 1 and self.recipe.held_out_every:
+                print(
+                    "regear: warning: held_out_every measures on one process only; nothing is held out", file=sys.stderr
+                )
             teacher = load_model(self.teacher, self.device)
             log = run.log if board is None else board.beside(run.log)
-            job = self._job(run.work, here, log, progress, teacher)
-            student, parts = job.student(), self.recipe.parts()
-            check(job, student, parts)
+            job = self._job(run, here, log, progress, teacher)
+            parts = self.recipe.parts()
+            self.check_caches()
+            check(job, job.student(), teacher, parts)
             seen = seen_in_training(self.recipe.data.text, self.windows)
             progress("measure", 0, 3)
-            first, before = self._measured_before(run.work / "before.json", student, teacher)
-            del student
+            first, before = self._measured_before(run.work / "before.json", teacher)
             progress("measure", 2, 3)
             stages = run_stages(job, parts)
             self.start.save(trained_model(job, len(parts)).state_dict(), run.staging, DTYPES[self.recipe.dtype])
@@ -136,13 +142,13 @@ class Healing:
     def follow(self, out: Path, here: World) -> dict[str, Any]:
         """What every process but the first does: its share of the training, once the first has opened the run."""
         if here.sum(0):
-            work = Run(out, self.fingerprint, {}).work
-            run_stages(self._job(work, here, lambda *_, **__: None, silent, None), self.recipe.parts())
+            run = Run(out, self.fingerprint, {})
+            run_stages(self._job(run, here, lambda *_, **__: None, silent, None), self.recipe.parts())
         return {"output": str(out), "rank": here.rank}
 
-    def _job(self, work: Path, here: World, log: Callable[..., None], progress: Progress, teacher: Any) -> Job:
-        place = work / "training"
-        scratch = work / f"scratch-{here.rank}"
+    def _job(self, run: Run, here: World, log: Callable[..., None], progress: Progress, teacher: Any) -> Job:
+        place = run.work / "training"
+        scratch = run.scratch / str(here.rank)
 
         def hooks(student: Any) -> Hooks:
             few = spread(self.windows[TEXTS[0]], self.recipe.held_out_windows)
@@ -156,12 +162,17 @@ class Healing:
         def original() -> Any:
             return teacher if here.size == 1 else load_model(self.teacher, self.device)
 
+        def proven() -> Any:
+            model = original()
+            check_head(model)
+            return model
+
         def cached(stage: StageRecipe) -> TeacherCache | None:
             if not self.recipe.teacher.serves(stage):
                 return None
             stream = self.stream(stage, FORWARD_ROWS)
             cache = self._cache(stage, stream.state()["of"])
-            cache.write((stage.steps() or 0) * stage.batch, stream, original, here, progress)
+            cache.write((stage.steps() or 0) * stage.batch, stream, proven, here, progress)
             return cache
 
         return Job(
@@ -176,10 +187,10 @@ class Healing:
             cached,
         )
 
-    def _measured_before(self, place: Path, student: Any, teacher: Any) -> tuple[Measured, Measured]:
-        """The teacher and the model as it came; measured once a run."""
+    def _measured_before(self, place: Path, teacher: Any) -> tuple[Measured, Measured]:
+        """The teacher, and the model as it came and in the form that it will have; measured once a run."""
         if not place.exists():
-            before, texts = self._measure(student, teacher)
+            before, texts = self._measure(load_model(self.start.directory, self.device), teacher)
             first = measure_teacher(teacher, texts, self.tokenizer, self.windows, self.tasks)
             write_json(place, [asdict(first), asdict(before)])
         first, before = map(Measured.from_json, read_json(place))
@@ -199,6 +210,16 @@ class Healing:
             end=data.end_of_text,
             pairs=stage.objective.pairs,
         )
+
+    def check_caches(self) -> None:
+        """Refuse written predictions that no stage could use or make.
+
+        Raises:
+            RecipeError: pyarrow is missing, or `teacher.place` holds predictions of another identity.
+        """
+        for stage in self.recipe.parts():
+            if self.recipe.teacher.serves(stage):
+                self._cache(stage, self.stream(stage, FORWARD_ROWS).state()["of"])
 
     def _cache(self, stage: StageRecipe, rows: dict[str, Any]) -> TeacherCache:
         """The teacher's predictions on the stream that a stage reads; `rows` says how it lays them."""

@@ -13,6 +13,7 @@ from regear.train.cost import trained_parameters as trained
 from regear.train.optim import select
 from regear.train.parallel import processes
 from regear.train.recipes import StageRecipe
+from regear.train.stages import check_names
 from regear.train.stream import Stream
 
 EPOCHS = 4  # up to here, text read again is worth nearly as much as new (arXiv 2305.16264)
@@ -28,13 +29,16 @@ def make_plan(healing: Any, rate: float | None = None) -> dict[str, Any]:
         rate: operations a second of matrix products; measured here when not given.
 
     Raises:
-        RecipeError: a name pattern that chooses nothing.
+        RecipeError, IncompatibleModel: names, layers or adapters that do not fit; predictions of another teacher.
         DataError: training files that are missing, or whose rows do not serve.
     """
     device = torch.device(healing.inputs["device"])
     rate = (rate or matrix_rate(device)) * processes()
     speed = rate * EFFICIENCY[device.type]
-    student, teacher = skeleton(healing.start.config()), Sizes.of(skeleton(load_config(healing.teacher)))
+    student, original = skeleton(healing.start.config()), skeleton(load_config(healing.teacher))
+    healing.check_caches()
+    check_names(student, original, healing.recipe.parts())
+    teacher = Sizes.of(original)
     texts: dict[tuple[int, bool], int] = {}
     stages = []
     for stage in healing.recipe.parts():

@@ -13,8 +13,8 @@ from regear.models.adapter import is_adapter, open_store
 from regear.models.formats.read import canonical, is_mla
 from regear.models.formats.strict import STRICT
 from regear.models.formats.write import in_format, write
-from regear.models.load import load_config, load_model
-from regear.models.save import InMemory, save_like
+from regear.models.load import load_config, load_model, skeleton
+from regear.models.save import InMemory, as_stored, save_like
 from regear.models.store import Store
 from regear.models.tensorfile import DTYPES
 
@@ -28,16 +28,20 @@ class Start:
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Check the headers.
+        """Check the headers, and that what they name can be written back once it is trained.
 
         Raises:
-            CheckpointError: a damaged directory, or a LoRA adapter.
+            CheckpointError: a damaged directory, a LoRA adapter, quantised weights, or a layout of tensors that the
+                model which transformers makes of them no longer has.
         """
         if is_adapter(directory):
             raise CheckpointError(
                 f"{directory} is a LoRA adapter; convert it, or merge it into its base, and heal that"
             )
-        return cls(directory, open_store(directory))
+        start = cls(directory, open_store(directory))
+        if not start.strict:
+            as_stored(start.store, skeleton(start.config()).state_dict())
+        return start
 
     @property
     def strict(self) -> bool:

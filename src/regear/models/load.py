@@ -45,8 +45,15 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def load_config(directory: Path) -> Any:
-    """The transformers config of a model directory."""
-    return AutoConfig.from_pretrained(base_of(directory))
+    """The transformers config of a model directory.
+
+    Raises:
+        CheckpointError: transformers does not know it.
+    """
+    try:
+        return AutoConfig.from_pretrained(base_of(directory))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"transformers cannot read the config of {directory}: {one_line(error)[:200]}") from None
 
 
 def load_model(directory: Path, device: str = "auto", *, dtype: torch.dtype | None = None) -> Any:
@@ -78,6 +85,13 @@ def load_model(directory: Path, device: str = "auto", *, dtype: torch.dtype | No
 
 
 def skeleton(config: Any) -> Any:
-    """A causal language model of these shapes without any weights, on the meta device."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    """A causal language model of these shapes without any weights, on the meta device.
+
+    Raises:
+        CheckpointError: it is no causal language model.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise CheckpointError(f"transformers makes no model of this config: {one_line(error)[:200]}") from None

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from regear.core.errors import CheckpointError, one_line, writing
 from regear.core.files import read_json, write_json
 from regear.train.parallel import World
 
@@ -22,14 +24,22 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save(place: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any], world: World) -> None:
-    """Make `place` hold a step; one of another number of processes can be read by any."""
+    """Make `place` hold a step; one of another number of processes can be read by any.
+
+    Raises:
+        CheckpointError: the disk is full, or the step cannot be written for another reason; the step before is kept.
+    """
     aside = place.with_name(f".{place.name}.tmp")
     if world.leads:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     world.wait()
-    with _quiet():
-        dcp_save(_tensors(model, optimiser), checkpoint_id=str(aside), no_dist=world.size == 1)
+    try:
+        with _quiet(), _told(place, "written"):
+            dcp_save(_tensors(model, optimiser), checkpoint_id=str(aside), no_dist=world.size == 1)
+    except Exception:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     if world.leads:
         write_json(aside / STATE, state)
         os.replace(aside, place)
@@ -51,13 +61,17 @@ def state_of(place: Path) -> dict[str, Any]:
 
 
 def load(place: Path, model: nn.Module, optimiser: torch.optim.AdamW, world: World) -> None:
-    """Put a saved step back into the model and its new optimiser, in place."""
+    """Put a saved step back into the model and its new optimiser, in place.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     stored = FileSystemReader(str(place)).read_metadata().state_dict_metadata
     for name, parameter in _trained(model).items():
         if f"step.{name}" in stored:  # a parameter that no gradient has reached has no moments
             moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS}
             optimiser.state[parameter] = {"step": torch.zeros(()), **moments}
-    with _quiet():
+    with _quiet(), _told(place, "read"):
         dcp_load(_tensors(model, optimiser), checkpoint_id=str(place), no_dist=world.size == 1)
 
 
@@ -67,6 +81,22 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         yield
+
+
+@contextmanager
+def _told(place: Path, done: str) -> Iterator[None]:
+    """Torch's own exception, which `except Exception` lets pass, as one line."""
+    try:
+        yield
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        if isinstance(cause, OSError) and done == "written":
+            with writing(place):
+                raise cause from None
+        raise CheckpointError(
+            f"step {place.name} of {place.parent} cannot be {done} ({one_line(cause)[:200]}); run the same command "
+            "again, after removing this step if it is damaged"
+        ) from None
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -76,6 +76,15 @@ def hidden(recipe: HiddenRecipe, student: Any, teacher: Any, batch: Batch) -> Lo
     return _summed("hidden", losses, batch)
 
 
+def check(recipe: AlignRecipe | HiddenRecipe, student: Any, teacher: Any) -> None:
+    """Raise what the objective would raise of these models' layers."""
+    layers = _layers(recipe.layers, student, teacher)
+    if isinstance(recipe, AlignRecipe):
+        for model in (student, teacher):
+            for index in layers:
+                _part(model, index, recipe.part)
+
+
 @contextmanager
 def watched(model: Any, layers: Sequence[int], part: str, seen: Seen) -> Iterator[None]:
     """Call `seen` whenever one of the layers (or its attention) has run."""

@@ -37,7 +37,7 @@ def targets(model: nn.Module, names: list[str]) -> list[str]:
     """The linear layers among the owners of some parameters.
 
     Raises:
-        RecipeError: peft is not installed, or there are none.
+        RecipeError: peft is not installed, there are none, or the head is among them.
     """
     if find_spec("peft") is None:
         raise RecipeError("train.lora needs peft: pip install 'regear[train]'")
@@ -45,6 +45,12 @@ def targets(model: nn.Module, names: list[str]) -> list[str]:
     found = [name for name in owners if isinstance(_module(model, name), nn.Linear)]
     if not found:
         raise RecipeError(f"train.lora: {names[0]} and the other chosen parameters belong to no linear layer")
+    for name in found:
+        if _module(model, name) is model.get_output_embeddings():
+            raise RecipeError(
+                f"train.lora: the losses take the head as one matrix, so {name} can have no adapter; add "
+                f"{name}.weight to train.freeze"
+            )
     return found
 
 

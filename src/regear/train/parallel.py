@@ -13,6 +13,9 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.rendezvous import rendezvous
 
+from regear.core.errors import RecipeError
+from regear.models.load import pick_device
+
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 PATIENCE = timedelta(hours=12)  # the others wait while the first process measures
 
@@ -49,6 +52,28 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """This process's number among those that `torchrun` started; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def own_device(name: str) -> torch.device:
+    """The device of this process, chosen before anything touches another's.
+
+    Raises:
+        RecipeError: there is none for this process, or training does not run on it.
+    """
+    if processes() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        mine, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if mine >= there:
+            raise RecipeError(f"process {mine + 1} of this machine has no GPU, of which there are {there}; start fewer")
+        torch.cuda.set_device(mine)
+    device = pick_device(name)
+    if device.type not in BACKENDS:
+        raise RecipeError(f"training does not run on {device.type}; wanted --device {' or '.join(BACKENDS)}")
+    return device
+
+
 @contextmanager
 def world(device: torch.device) -> Iterator[World]:
     """Join the processes that `torchrun` started; alone without it.
@@ -60,8 +85,6 @@ def world(device: torch.device) -> Iterator[World]:
     if size == 1:
         yield World()
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     dist.init_process_group(BACKENDS[device.type], store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:

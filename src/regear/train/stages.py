@@ -4,6 +4,7 @@ A finished stage leaves one file of the weights it trained. Every stage, the fir
 from the model on disk and those files, so that a run that was cut off ends with the same bytes.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from safetensors.torch import load_file
 
 from regear.core.files import read_json, write_json
 from regear.models.store import write_shard
-from regear.train import lora
+from regear.train import layerwise, lora
 from regear.train.loop import Hooks, Source, Stage, Trained
+from regear.train.objective_recipes import AlignRecipe, HiddenRecipe
 from regear.train.objectives import objective
 from regear.train.optim import select
 from regear.train.parallel import World, gathered
@@ -49,7 +51,12 @@ class Job:
         """What a stage learns from: nothing, written predictions, or a model that does not change."""
         if self.teacher is None or recipe.objective.teacher == "none":
             return None
-        return self.cached(recipe) or self.teacher().requires_grad_(False)
+        written = self.cached(recipe)
+        if written is not None:
+            return written
+        teacher = self.teacher()
+        check_head(teacher)
+        return teacher.requires_grad_(False)
 
 
 def run_stages(job: Job, recipes: Sequence[StageRecipe]) -> list[dict[str, Any]]:
@@ -60,18 +67,32 @@ def run_stages(job: Job, recipes: Sequence[StageRecipe]) -> list[dict[str, Any]]
     ]
 
 
-def check(job: Job, student: Any, recipes: Sequence[StageRecipe]) -> None:
-    """Find what is wrong with any stage before the first one trains: names, adapters, data, head.
+def check(job: Job, student: Any, teacher: Any, recipes: Sequence[StageRecipe]) -> None:
+    """Find what is wrong with any stage before the first one trains: names, adapters, layers, data, heads.
 
     Raises:
         RecipeError, IncompatibleModel, DataError: what that stage would raise.
     """
     check_head(student)
+    if any(recipe.objective.teacher != "none" for recipe in recipes):
+        check_head(teacher)
+    check_names(student, teacher, recipes)
+    for recipe in recipes:
+        job.source(recipe)
+
+
+def check_names(student: Any, teacher: Any, recipes: Sequence[StageRecipe]) -> None:
+    """The part of `check` that needs no weights: names, adapters, layers.
+
+    Raises:
+        RecipeError, IncompatibleModel: what a stage would raise.
+    """
     for recipe in recipes:
         names = select(student, recipe.train, recipe.freeze)
         if recipe.lora is not None:
             lora.targets(student, names)
-        job.source(recipe)
+        if isinstance(recipe.objective, AlignRecipe | HiddenRecipe):
+            layerwise.check(recipe.objective, student, teacher)
 
 
 def trained_model(job: Job, stages: int) -> Any:
@@ -95,12 +116,12 @@ def _run(job: Job, recipe: StageRecipe, number: int) -> dict[str, Any]:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     count = sum(p.numel() for p in student.parameters() if p.requires_grad)
     check_head(student)
-    trained = Trained(student, teacher, objective(recipe.objective))
+    trained, source = Trained(student, teacher, objective(recipe.objective)), job.source(recipe)
     steps = Stage(
         recipe,
         number,
         trained,
-        job.source(recipe),
+        source,
         job.place / "steps",
         job.world,
         job.hooks(student),
@@ -108,6 +129,13 @@ def _run(job: Job, recipe: StageRecipe, number: int) -> dict[str, Any]:
         job.device,
     )
     result = {"stage": number, "objective": recipe.objective.kind, "parameters": count, **steps.run()}
+    skipped = source.state().get("skipped", 0)
+    if skipped and job.world.leads:
+        print(
+            f"regear: warning: stage {number + 1} skipped {skipped} rows of its text, which hold nothing to train on "
+            f"within {recipe.sequence} tokens; raise train.sequence or mend them",
+            file=sys.stderr,
+        )
     weights = gathered(student)
     if recipe.lora is not None:
         weights = lora.merged(weights, recipe.lora)

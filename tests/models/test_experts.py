@@ -3,8 +3,8 @@
 import torch
 from transformers import AutoModelForCausalLM
 
-from regear.conversion.experts import apart, join
 from regear.conversion.layers import Layers
+from regear.models.experts import apart, join, split
 from regear.models.store import Store
 
 
@@ -16,6 +16,13 @@ def test_experts_are_joined_as_transformers_joins_them(tiny):
         assert set(wanted) == set(found)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     layers.require()
+
+
+def test_a_loaded_model_splits_into_the_tensors_of_its_checkpoint(tiny):
+    whole = AutoModelForCausalLM.from_pretrained(tiny("qwen3-moe"), dtype=torch.float32)
+    store, found = Store(tiny("qwen3-moe")), split(whole.state_dict())
+    assert found.keys() == store.shapes.keys()
+    assert all(torch.equal(tensor, store.read(name)) for name, tensor in found.items())
 
 
 def test_other_tensors_are_read_as_they_are():

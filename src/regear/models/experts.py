@@ -1,6 +1,6 @@
 """Routed experts: transformers holds all of a layer's in two tensors, checkpoints hold each expert's matrices apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -32,3 +32,13 @@ def join(name: str, shape: tuple[int, ...], read: Callable[[str], torch.Tensor])
     for place, part in zip(whole.view(len(parts), *first.shape), parts, strict=True):
         place.copy_(read(part))
     return whole
+
+
+def split(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A model's tensors under the names of its checkpoint: the inverse of `join`, without copies."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        parts = apart(name, tuple(tensor.shape))
+        pieces = [tensor] if name in parts else tensor.reshape(len(parts), *next(iter(parts.values())))
+        found |= zip(parts, pieces, strict=True)
+    return found
