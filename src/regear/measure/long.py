@@ -65,7 +65,7 @@ def long_context(
         "limit": limit,
         "windows": len(rows),
         "positions": score_positions(models, rows, kinds).rows(seed),
-        "needle": _needle_rows(found, seed),
+        "needle": needle_rows(found, seed),
     }
 
 
@@ -76,7 +76,8 @@ def _fitting(documents: Sequence[Document], tokenizer: Any, limit: int) -> int:
     return limit
 
 
-def _needle_rows(found: Sequence[NeedleScores], seed: int) -> list[dict[str, Any]]:
+def needle_rows(found: Sequence[NeedleScores], seed: int) -> list[dict[str, Any]]:
+    """One row a length and depth of one model, or of a model beside the other, with the paired change by length."""
     rows = found[0].rows()
     if len(found) == 2:
         for row, other in zip(rows, found[1].rows(), strict=True):
