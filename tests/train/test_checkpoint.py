@@ -15,7 +15,7 @@ from tests.train.small import make, recipe_of, same, weights
 def trained(pattern="*", seed=0):
     model = make(seed)
     select(model, [pattern], [])
-    return model, adamw(model, recipe_of())
+    return model, adamw(model, recipe_of(relative=False))
 
 
 def step(model, optimiser, only=None):
