@@ -59,11 +59,15 @@ def test_a_users_mistake_in_a_fresh_run_leaves_no_directory(tmp_path):
 
 
 def test_a_mistake_after_something_durable_keeps_it_and_half_written_files_do_not_count(tmp_path):
-    for place, kept in (("work/training/.000-1.tmp/state.json", False), ("work/training/000-1/state.json", True)):
-        with pytest.raises(RegearError), Run(tmp_path / "out", "x", {}) as run:
+    def fail(place):
+        with Run(tmp_path / "out", "x", {}) as run:
             write_json(run.directory / place, {})
             write_json(run.scratch / "0" / "config.json", {})
             raise RegearError("wrong")
+
+    for place, kept in (("work/training/.000-1.tmp/state.json", False), ("work/training/000-1/state.json", True)):
+        with pytest.raises(RegearError):
+            fail(place)
         assert (tmp_path / "out.run" / place).exists() == kept
     assert not (tmp_path / "out.run/scratch").exists()
 

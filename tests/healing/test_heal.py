@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 import regear
 from regear.cli.main import run as cli
 from regear.core.errors import CheckpointError, IncompatibleModel, RecipeError
+from regear.healing import job
 from regear.models.load import load_model
 from regear.models.store import Store
-from tests.tiny import make_model, make_text, small
+from tests.tiny import make_adapter, make_model, make_text, small
 
 
 def heal(patient, out, *changes, model=None, **more):
@@ -159,6 +160,19 @@ def test_weights_that_could_not_be_written_back_are_refused_before_training(pati
     assert not (tmp_path / "out.run").exists()
 
 
+def test_an_adapter_can_teach_and_text_that_also_judges_is_told(patient, tmp_path, capsys):
+    adapter = make_adapter(patient.source, tmp_path / "adapter", ["q_proj", "v_proj"])
+    judged = make_text(2500, seed=2)  # what evaluation.text holds
+    (tmp_path / "training.txt").write_text(make_text(3000, seed=9) + judged)
+    out = tmp_path / "out"
+    regear.heal(patient.mla, adapter, out, *patient.words, "train.tokens=128", text=[tmp_path / "training.txt"])
+    record = json.loads((out / "regear.json").read_text())
+    assert "with the LoRA adapter adapter" in record["taught_by"]
+    seen = record["measured"]["windows_seen_in_training"]
+    assert seen > 0
+    assert f"{seen} of" in capsys.readouterr().err
+
+
 def test_the_command_line_says_what_is_missing(patient, tmp_path, capsys):
     assert cli(["heal", str(patient.mla), "-o", str(tmp_path / "out")]) == 2
     assert "--teacher" in capsys.readouterr().err
@@ -170,11 +184,16 @@ def test_the_command_line_says_what_is_missing(patient, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_strict_export_comes_back_as_it_was(patient, tmp_path):
+def test_a_strict_export_comes_back_as_it_was(patient, tmp_path, monkeypatch):
     strict, out = tmp_path / "strict", tmp_path / "out"
     words = ["convert.rope=decoupled", "convert.format=deepseek_v3", "convert.kv_ratio=1/2"]
     regear.convert(patient.source, strict, *small(patient.training), *words, to="mla")
+    real, measured = job.measure, []
+    monkeypatch.setattr(
+        job, "measure", lambda model, *rest: measured.append(model.config.model_type) or real(model, *rest)
+    )
     result = heal(patient, out, model=strict)
+    assert measured == ["deepseek_v3", "deepseek_v3"]  # both sides as they are stored
     assert result["format"] == "deepseek_v3"
     assert (Store(strict).shapes, Store(strict).dtypes) == (Store(out).shapes, Store(out).dtypes)
     assert result["kl"]["after"] < result["kl"]["before"]

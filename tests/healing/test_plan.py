@@ -9,7 +9,10 @@ import regear
 from regear.cli import main
 from regear.core.errors import DataError, IncompatibleModel, RecipeError
 from regear.healing.board import Board
+from regear.healing.heal import build_recipe
+from regear.healing.inputs import training_digest
 from regear.healing.plan import tokens_in
+from regear.train.parallel import own_device
 from regear.train.stream import Stream
 from tests.tiny import byte_tokenizer, make_model, make_text
 
@@ -79,6 +82,8 @@ def test_text_read_too_often_is_said(tiny, words):
     [
         (["train.train=['*.nothing.*']"], None, RecipeError, "no parameter is named like"),
         ([], "absent.txt", DataError, "no training file"),
+        (["train.objective={kind: align, layers: [3]}"], None, RecipeError, "wanted some of 0 to 2"),
+        (["train.train='*'", "train.lora={rank: 2}"], None, RecipeError, r"add lm_head\.weight to train\.freeze"),
         (["teacher.cache=8", "train.tokens=null", "train.minutes=1"], None, RecipeError, "give train.tokens"),
         (["teacher.cache=8", "train.objective={kind: kl, temperature: 2}"], None, RecipeError, "temperature 1"),
     ],
@@ -168,3 +173,56 @@ def test_a_plan_fits_every_family(tiny, family, words):
     torch.manual_seed(0)
     found = regear.plan(tiny(family), tiny(family), None, *words[0], text=[words[1]])
     assert found["stages"][0]["operations_per_token"]["forward"] > 0
+
+
+def test_predictions_of_another_teacher_are_refused_before_measuring(tiny, words, tmp_path, monkeypatch):
+    place = tmp_path / "place" / "sequence-64"
+    place.mkdir(parents=True)
+    (place / "cache.json").write_text('{"teacher": "another"}')
+    changes = ["teacher.cache=8", f"teacher.place={place.parent}"]
+    with pytest.raises(RecipeError, match=r"predictions of other .*teacher"):
+        plan(tiny, words, *changes)
+    monkeypatch.setattr("regear.healing.job.measure", None)
+    with pytest.raises(RecipeError, match=r"predictions of other .*teacher"):
+        regear.heal(tiny("llama"), tiny("llama"), tmp_path / "out", *words[0], *changes, text=[words[1]])
+    assert not (tmp_path / "out.run").exists()
+
+
+def test_two_training_files_of_one_name_are_told_apart(tmp_path):
+    for folder, seed in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text(make_text(200, seed=seed))
+    one, other = (tmp_path / folder / "x.txt" for folder in "ab")
+    found = [training_digest(build_recipe(None, [], files)) for files in ([one, other], [other, other], [other, one])]
+    assert len({json.dumps(digests) for digests in found}) == 3
+    assert [name for name, _ in found[0]] == ["x.txt", "x.txt"]
+
+
+def test_of_several_processes_one_says_the_plan(tiny, words, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    rest = [str(tiny("llama")), *words[0], "--teacher", str(tiny("llama")), "--text", str(words[1])]
+    assert main.run(["plan", *rest]) == main.run(["heal", *rest, "--dry-run"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_device_that_training_does_not_know_is_one_line(tiny, words, monkeypatch):
+    monkeypatch.setattr("regear.train.parallel.pick_device", torch.device)
+    for device in ("mps", "xpu"):
+        with pytest.raises(RecipeError, match=f"does not run on {device}; wanted --device cpu or cuda"):
+            plan(tiny, words, device=device)
+
+
+def test_a_process_takes_its_own_gpu_before_any_is_touched(monkeypatch):
+    done = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda number: done.append(number))
+    monkeypatch.setattr("regear.train.parallel.pick_device", lambda name: done.append(name) or torch.device("cuda"))
+    own_device("auto")
+    assert done == [1, "auto"]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(RecipeError, match="process 3 of this machine has no GPU, of which there are 2"):
+        own_device("auto")

@@ -18,7 +18,7 @@ from tests.processes import free_port, start
 
 
 def arguments(patient):
-    words = [*patient.words, STAGES, "save_minutes=0"]
+    words = [*patient.words, STAGES, "save_minutes=0", "held_out_every=1000", "held_out_windows=1"]
     return [str(patient.mla), str(patient.source)], words, [str(patient.training)]
 
 
@@ -128,6 +128,7 @@ def test_torchrun_heals_what_one_process_heals(tmp_path, patient, whole):
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("held_out_every measures on one process only") == 1
     result = json.loads(ran.stdout)
     assert result["output"] == str(tmp_path / "out")
     assert losses(tmp_path / "out") == pytest.approx(losses(whole), rel=1e-3)

@@ -138,7 +138,7 @@ def test_a_mistake_in_a_later_stage_is_found_before_the_first(tmp_path, changes,
 def test_a_head_that_is_no_plain_matrix_can_have_no_adapter(tmp_path):
     student = make(tie_word_embeddings=False)
     wanted = recipe_of(train="*", lora={"rank": 2})
-    with pytest.raises(RecipeError, match="add lm_head.weight to train.freeze"):
+    with pytest.raises(RecipeError, match=r"add lm_head\.weight to train\.freeze"):
         check(job_at(tmp_path), student, make(1), [wanted])
     check(job_at(tmp_path), student, make(1), [recipe_of(train="*", freeze="lm_head.weight", lora={"rank": 2})])
 

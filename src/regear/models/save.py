@@ -50,8 +50,8 @@ def as_stored(store: Store, tensors: dict[str, Any]) -> dict[str, Any]:
         if name not in held or tuple(held[name].shape) != shape:
             there = f"of shape {tuple(held[name].shape)}" if name in held else "absent"
             raise CheckpointError(
-                f"tensor {name} of shape {shape} is {there} in the loaded model, which could not be written back in the "
-                "form it came in; load and save it with transformers first"
+                f"tensor {name} of shape {shape} is {there} in the loaded model, which could not be written back in "
+                "the form it came in; load and save it with transformers first"
             )
         if kind not in (FLOATS if held[name].is_floating_point() else DTYPES):
             raise CheckpointError(

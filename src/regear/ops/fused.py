@@ -101,7 +101,9 @@ class _Fused(torch.autograd.Function):
         wants = tuple(training and needed for needed in ctx.needs_input_grad[:2])
         losses, *gradients = _sweep(hidden_ND, head_VD, weights_N, targets_N, teacher, terms, chunk, wants)
         ctx.save_for_backward(*gradients)
-        sums = losses.sum(1) if weights_N is None else (losses * weights_N).sum(1)  # no matrix product, which autocast would round
+        sums = (
+            losses.sum(1) if weights_N is None else (losses * weights_N).sum(1)
+        )  # no matrix product, which autocast would round
         ctx.mark_non_differentiable(sums)
         return (sums * sums.new_tensor([term.coefficient for term in terms])).sum(), sums
 

@@ -33,7 +33,7 @@ def inject(model: nn.Module, recipe: LoraRecipe, names: list[str]) -> None:
         parameter.requires_grad_(".lora_" in name)
 
 
-def targets(model: nn.Module, names: list[str]) -> list[str]:
+def targets(model: Any, names: list[str]) -> list[str]:
     """The linear layers among the owners of some parameters.
 
     Raises:
