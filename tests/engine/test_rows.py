@@ -63,6 +63,17 @@ def test_a_cut_run_goes_on_and_ends_with_the_same_bytes(tiny, prompts, tmp_path,
     assert not list(tmp_path.glob(".rows*"))
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085"])
+def test_line_separators_inside_a_prompt_break_no_row(tiny, tmp_path, mark):
+    path = tmp_path / "prompts.jsonl"
+    row = json.dumps({"prompt": f"one{mark}two"}, ensure_ascii=False) + "\n"
+    path.write_text(2 * row, encoding="utf-8")
+    found = answer(tiny, path, tmp_path / "rows.jsonl", temperature=0.0)
+    written = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert [json.loads(line)["prompt"] for line in written] == [f"one{mark}two"] * found["rows"]
+    assert found["rows"] + found["empty"] == 2
+
+
 def test_another_seed_says_something_else(tiny, prompts, tmp_path):
     for seed in (1, 2):
         answer(tiny, prompts, tmp_path / f"{seed}.jsonl", seed=seed)

@@ -108,3 +108,18 @@ def test_an_objective_refuses_the_other_kind_of_rows(tmp_path):
 def test_extra_columns_are_passed_over():
     (example,) = Examples(TOKENIZER, 8).of({"text": "ab", "id": 3, "prompt": None}, "text")
     assert list(example.ids) == [*TOKENIZER("ab")["input_ids"], 256]
+
+
+def test_suffixes_are_read_in_any_case(tmp_path):
+    path = tmp_path / "ROWS.JSONL"
+    path.write_text(json.dumps({"text": "a b"}) + "\n")
+    (source,) = open_sources([path])
+    assert [row for _, row in source.rows()] == [{"text": "a b"}]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".CSV", ".jsonl.gz", ".parquet.zst", ".zip"])
+def test_what_is_not_text_is_never_trained_on_as_if_it_were(tmp_path, suffix):
+    path = tmp_path / f"rows{suffix}"
+    path.write_text('{"text": "a b"}')
+    with pytest.raises(DataError, match=r"files are not read; give JSONL, parquet or plain text"):
+        open_sources([path])

@@ -63,7 +63,7 @@ def generate_rows(
     done = _finished(partial)
     if done < len(asked):
         network = load_model(path, device)
-        with open(partial, "a") as file:
+        with open(partial, "a", encoding="utf-8", newline="\n") as file:
             for number in range(done, len(asked)):
                 ids = _encode(tokenizer, asked[number])
                 request = Request(ids, max_tokens, temperature, top_p, seed * 1_000_003 + number, stop_tokens(network))
@@ -79,17 +79,22 @@ def generate_rows(
 
 def _publish(partial: Path, out: Path) -> dict[str, Any]:
     """The rows that hold an answer, under the output's name."""
-    lines = partial.read_text().splitlines(keepends=True)
+    lines = _lines(partial.read_text(encoding="utf-8"))
     kept = [line for line in lines if json.loads(line) is not None]
     if not kept:
         raise DataError(f"all {len(lines)} answers are empty; give other prompts")
     final = partial.with_suffix(".rows")
     with writing(final):
-        final.write_text("".join(kept))
+        final.write_text("".join(line + "\n" for line in kept), encoding="utf-8", newline="\n")
         publish(final, out)
     partial.unlink()
     tokens = sum(json.loads(line)["tokens"] for line in kept)
     return {"output": str(out), "rows": len(kept), "empty": len(lines) - len(kept), "tokens": tokens}
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of JSONL, whose strings may hold what `str.splitlines` splits at (U+0085, U+2028, U+2029)."""
+    return text.removesuffix("\n").split("\n")
 
 
 def read_prompts(file: str | Path, tokenizer: Any) -> Iterator[str | list[Row]]:
@@ -104,7 +109,7 @@ def read_prompts(file: str | Path, tokenizer: Any) -> Iterator[str | list[Row]]:
             yield tokenizer.decode(tokenizer(window.text)["input_ids"][:BEGINNING], skip_special_tokens=True)
         return
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = _lines(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}; give JSONL rows with a prompt, or a text file") from None
     for number, line in enumerate(lines, 1):

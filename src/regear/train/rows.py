@@ -17,6 +17,9 @@ from regear.tasks.text import BUILTIN, read_documents
 
 Row = dict[str, Any]
 READ_ROWS = 256
+# Files that would be trained on as they lie on the disk if they were taken for plain text.
+NOT_TEXT = {".json", ".csv", ".tsv", ".arrow", ".feather", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"}
+NOT_TEXT |= {".pdf", ".docx", ".epub", ".bin", ".npy", ".pt", ".safetensors"}
 
 
 class Source(ABC):
@@ -165,11 +168,18 @@ def _size(path: Path) -> int:
     return size
 
 
+def _format(path: Path) -> type[JsonLines | Parquet | TextFile]:
+    suffix = path.suffix.lower()
+    if suffix in NOT_TEXT:
+        raise DataError(f"{path}: {suffix} files are not read; give JSONL, parquet or plain text")
+    return {".jsonl": JsonLines, ".parquet": Parquet}.get(suffix, TextFile)
+
+
 def open_sources(files: Sequence[str | Path], split: str = "training") -> list[Source]:
     """One source a file; the word `builtin` stands for the documents of that split of the built-in texts.
 
     Raises:
-        DataError: no file, or one is missing, empty or unreadable.
+        DataError: no file, or one is missing, empty, unreadable or of a format that is not read.
     """
     if not files:
         raise DataError("no training text; give files, or the word builtin")
@@ -180,5 +190,5 @@ def open_sources(files: Sequence[str | Path], split: str = "training") -> list[S
             sources += [BuiltinText(f"{BUILTIN}:{split}, document {i}", d.text) for i, d in enumerate(documents, 1)]
             continue
         path = Path(file).expanduser()
-        sources.append({".jsonl": JsonLines, ".parquet": Parquet}.get(path.suffix, TextFile)(path))
+        sources.append(_format(path)(path))
     return sources
