@@ -158,6 +158,26 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_bytes(tmp_path, files, tea
     assert files_of(place) == files_of(whole.place)
 
 
+def test_a_folder_that_a_kill_left_empty_is_filled_and_parts_without_a_record_are_refused(tmp_path, files, teacher):
+    place = tmp_path / "cache"
+    place.mkdir()
+    (place / ".cache.json.tmp").write_text("{")
+    cache = make(place, files, teacher, kept=4)
+    (place / "cache.json").unlink()
+    with pytest.raises(RecipeError, match="predictions of other"):
+        TeacherCache(place, cache.identity, kept=4, sequence=SEQUENCE)
+
+
+def test_only_the_leading_process_writes_the_record(tmp_path, files, teacher, monkeypatch):
+    waited = []
+    monkeypatch.setattr(World, "wait", lambda self: waited.append((place / "cache.json").exists()))
+    for rank in (1, 0):
+        place = tmp_path / str(rank)
+        cache = TeacherCache(place, {"text": "a"}, kept=4, sequence=SEQUENCE, dtype="float32")
+        cache.write(4, stream(files), lambda: teacher, World(rank, 2))
+    assert waited == [False, False, True, True]
+
+
 def test_two_processes_write_what_one_does(tmp_path, files, teacher, monkeypatch):
     monkeypatch.setattr(World, "wait", lambda self: None)
     whole = make(tmp_path / "whole", files, teacher, kept=4)

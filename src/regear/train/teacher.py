@@ -61,9 +61,10 @@ class TeacherCache:
         self._check()
 
     def _check(self) -> None:
-        if not self.place.exists():
+        record = self.place / RECORD
+        if not record.exists() and next(self._parts(), None) is None:  # as a kill before the record leaves it
             return
-        held = read_json(self.place / RECORD) if (self.place / RECORD).exists() else {}
+        held = read_json(record) if record.exists() else {}
         if held != self.identity:
             differing = sorted(
                 key for key in held.keys() | self.identity.keys() if held.get(key) != self.identity.get(key)
@@ -94,7 +95,9 @@ class TeacherCache:
             for number, start in enumerate(range(0, rows, self.part))
             if number % world.size == world.rank and self._held(start) < min(self.part, rows - start)
         ]
-        write_json(self.place / RECORD, self.identity)
+        if world.leads:
+            write_json(self.place / RECORD, self.identity)
+        world.wait()
         model = teacher() if missing else None
         at = 0
         for start in missing:
@@ -104,6 +107,9 @@ class TeacherCache:
             self._write_part(start, at, batches, model, lambda done: progress("teacher", done, rows))
         world.wait()
         self.__dict__.pop("_index", None)
+
+    def _parts(self) -> Iterator[Path]:
+        return self.place.glob("[0-9]*.parquet")
 
     def _path(self, start: int) -> Path:
         return self.place / f"{start:012d}.parquet"
@@ -167,7 +173,7 @@ class TeacherCache:
     @cached_property
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
         """The digest of every row, and the order that sorts them."""
-        files = sorted(self.place.glob("[0-9]*.parquet"))
+        files = sorted(self._parts())
         rows = [self.parquet.read_table(path, columns=["row"])["row"].to_numpy() for path in files]
         held = np.concatenate(rows) if rows else np.empty(0, np.uint64)
         return held, np.argsort(held, kind="stable")
