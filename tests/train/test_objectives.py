@@ -1,6 +1,7 @@
 """Objectives on tiny models and a real conversion: values against whole logits, documents kept apart, sums that add up."""
 
 import math
+from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -394,3 +395,42 @@ def test_the_table_and_the_recipes_agree():
         assert type(recipe) is row.recipe
         assert recipe.kind == row.name
         assert callable(row.load())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_objective_waits_for_its_device(pair, kind, monkeypatch):
+    """Nothing can be read from a meta tensor, as nothing should be read from a GPU while a step is under way."""
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda *_: None)  # reads one bit
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no meta device
+    student, teacher = (model.to("meta") for model in pair)
+    batch = batch_of([9], [9], masked=2)
+    loss = make(kind)(student, teacher, batch.to("meta"))
+    loss.total.backward()
+    assert loss.count == (1 if kind == "dpo" else batch.count)
+
+
+def test_a_batch_counts_the_same_wherever_it_is():
+    batch = batch_of([3, 5], [8], [6], length=9, masked=1)
+    moved = batch.to("meta")
+    assert (moved.count, moved.plain, moved.answered) == (batch.count, batch.plain, batch.answered) == (14, False, 3)
+    assert moved.targets_N.shape == (batch.count,)
+    assert torch.equal(batch.targets_N, batch.tokens_BL[:, 1:][batch.predict_BL[:, :-1]])
+    assert torch.equal(batch.rows_N, batch.predict_BL.nonzero()[:, 0])
+    states = torch.randn(3, 9, 2)
+    assert torch.equal(batch.counted(states), states[batch.predict_BL])
+
+
+def test_without_divergences_no_teacher_is_asked(pair):
+    student, teacher = pair
+    batch = batch_of([8], [6])
+    recipe = validate(Stage, {"objective": {"kind": "distil", "beta": 0, "reverse": 0}}).objective
+    assert recipe.teacher == "none"
+    alone = objective(recipe)(student, None, batch)
+    teacher.forward = teacher.get_decoder().forward = None
+    assert torch.equal(alone.total, objective(recipe)(student, teacher, batch).total)
+    assert torch.equal(alone.total, make("ce")(student, None, batch).total)
+    assert make_recipe_asks({"beta": 0, "reverse": 1}) == make_recipe_asks({}) == "distribution"
+
+
+def make_recipe_asks(values):
+    return validate(Stage, {"objective": {"kind": "distil", **values}}).objective.teacher

@@ -7,7 +7,7 @@ from hypothesis import given
 from torch import nn
 
 from regear.core.errors import RecipeError
-from regear.train.optim import groups, rate, select
+from regear.train.optim import adamw, groups, rate, select
 from tests.train.small import make, recipe_of
 
 
@@ -48,7 +48,7 @@ def test_norms_biases_gates_and_state_space_parameters_never_decay():
     model.frozen.weight.requires_grad_(False)
     names = {parameter: name for name, parameter in model.named_parameters()}
     found: dict[float, set[str]] = {}
-    for group in groups(model, recipe_of(weight_decay=0.1)):
+    for group in groups(model, recipe_of(weight_decay=0.1, relative=False)):
         found.setdefault(group["weight_decay"], set()).update(names[p] for p in group["params"])
     assert found == {0.1: {row[0] for row in DECAYING}, 0.0: {row[0] for row in PLAIN}}
 
@@ -62,6 +62,28 @@ def test_relative_rates_are_shares_of_each_parameters_size():
     relative, plain = (groups(model, recipe_of(relative=share)) for share in (True, False))
     assert [round(group["scale"], 6) for group in relative] == [0.01, 3.0, 1e-3]
     assert {group["scale"] for group in plain} == {1.0}
+
+
+def test_a_step_decays_every_parameter_by_the_same_share():
+    model = model_with(("small.weight", 4, 4), ("large.weight", 4, 4), ("zero.bias", 4))
+    for name, value in (("small", 0.01), ("large", 3.0)):
+        torch.nn.init.constant_(model.get_submodule(name).weight, value)
+    for relative in (True, False):
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        optimiser = adamw(model, recipe_of(weight_decay=0.5, relative=relative))
+        for group in optimiser.param_groups:
+            group["lr"] = 0.1 * group["scale"]
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimiser.step()
+        for name in ("small.weight", "large.weight"):
+            torch.testing.assert_close(model.get_parameter(name), before[name] * (1 - 0.1 * 0.5))
+
+
+def test_parameters_of_one_decay_and_rate_are_one_group():
+    found = groups(make(), recipe_of(relative=False))
+    assert sorted(group["weight_decay"] for group in found) == [0.0, 0.01]
+    assert sum(len(group["params"]) for group in found) == len(list(make().parameters()))
 
 
 def test_freeze_wins_over_train():

@@ -4,11 +4,13 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from regear.core.errors import DataError, RecipeError
 from regear.core.run import silent
 from regear.train.loop import Hooks
-from regear.train.parallel import gathered, world
+from regear.train.optim import adamw
+from regear.train.parallel import gathered, parallelize, world
 from regear.train.stages import Job, run_stages, trained_model
 from tests.processes import start
 from tests.train.small import Rows, make, recipe_of, stage_of, weights
@@ -52,6 +54,26 @@ def lora(place, here):
     return [], weights(trained_model(job, 2))
 
 
+class Exchanges(TorchDispatchMode):
+    """Counts sums of gradients over processes."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "reduce_scatter" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+def exchanges(place, here, micro_batch):
+    """How often a step of two rows a process sends gradients to the others."""
+    stage, _ = stage_of(place, recipe_of(1, micro_batch=micro_batch), world=here)
+    parallelize(stage.trained, list(stage.trained.student.model.layers), here)
+    optimiser = adamw(stage.trained, stage.recipe)
+    with Exchanges() as seen:
+        stage._step(optimiser, 0, 1)
+    return seen.count
+
+
 def two(place):
     """Everything that two processes do for these tests."""
     with world(torch.device("cpu")) as here:
@@ -59,6 +81,7 @@ def two(place):
         found["from one"] = train(place / "from one", next(iter(CASES)), here)
         train(place / "to one", next(iter(CASES)), here, end=STOP)
         found["lora"] = lora(place / "lora 2", here)
+        found["exchanges"] = [exchanges(place / "counted", here, rows) for rows in (2, 1)]
         if here.leads:
             torch.save(found, place / "found.pt")
 
@@ -89,6 +112,11 @@ def test_two_processes_train_what_one_trains(tmp_path, found, name):
     alone = train(tmp_path, name)
     assert len(alone[0]) == len(found[name][0]) == STEPS
     check(alone, found[name])
+
+
+def test_gradients_are_exchanged_once_a_step(found):
+    whole, split = found["exchanges"]
+    assert whole == split > 0
 
 
 def test_a_step_of_one_process_resumes_on_two(tmp_path, found):

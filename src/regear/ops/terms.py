@@ -31,6 +31,18 @@ class Term(NamedTuple):
     temperature: float = 1.0
 
 
+def factor(head_VD: torch.Tensor, hidden_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The head as `product` takes it: bfloat16 beside bfloat16 states on a GPU, else `dtype`."""
+    return head_VD.to(torch.bfloat16 if hidden_ND.is_cuda and hidden_ND.dtype == torch.bfloat16 else dtype)
+
+
+def product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """left @ right in `dtype`; two bfloat16 tables on a GPU are multiplied as they are, and added up in `dtype`."""
+    if left.is_cuda and left.dtype == right.dtype == torch.bfloat16:
+        return torch.mm(left, right, out_dtype=dtype)
+    return left.to(dtype) @ right.to(dtype)
+
+
 class Softened:
     """A chunk's distribution at one temperature: log q and q, [C, V]."""
 
@@ -62,12 +74,12 @@ class DenseTeacher:
             raise ValueError(f"the teacher has (tokens, vocabulary) {found}; the student {(tokens, vocabulary)}")
 
     def cast(self, dtype: torch.dtype) -> "DenseTeacher":
-        """The teacher with its head, which every chunk reads, in the loss's precision."""
-        return DenseTeacher(self.hidden_ND.detach(), self.head_VD.detach().to(dtype))
+        """The teacher with its head, which every chunk reads, in the precision of the loss's products."""
+        return DenseTeacher(self.hidden_ND.detach(), factor(self.head_VD.detach(), self.hidden_ND, dtype))
 
     def logits(self) -> torch.Tensor:
         """[C, V]."""
-        return self.hidden_ND.to(self.head_VD.dtype) @ self.head_VD.T
+        return product(self.hidden_ND, self.head_VD.T, torch.promote_types(self.head_VD.dtype, torch.float32))
 
     def logs(self, logits_CV: torch.Tensor, student: Softened) -> torch.Tensor:
         """log p at the student's temperature, [C, V]."""

@@ -49,7 +49,7 @@ def align(recipe: AlignRecipe, student: Any, teacher: Any, batch: Batch) -> Loss
         with torch.enable_grad():
             module = _part(student, index, recipe.part)
             found = _first(module(before, **surroundings))
-            losses.append(relative_error(found[batch.predict_BL], after[batch.predict_BL]))
+            losses.append(relative_error(batch.counted(found), batch.counted(after)))
 
     with watched(teacher, wanted, recipe.part, compare), torch.no_grad():
         run(teacher, batch)
@@ -64,10 +64,10 @@ def hidden(recipe: HiddenRecipe, student: Any, teacher: Any, batch: Batch) -> Lo
 
     def compare(index: int, before: torch.Tensor, after: torch.Tensor) -> None:
         with torch.enable_grad():
-            losses.append(relative_error(states.pop(index), after[batch.predict_BL]))
+            losses.append(relative_error(states.pop(index), batch.counted(after)))
 
     def keep(index: int, before: torch.Tensor, after: torch.Tensor) -> None:
-        states[index] = after[batch.predict_BL]
+        states[index] = batch.counted(after)
 
     with watched(student, wanted, "layer", keep):
         run(student, batch)

@@ -7,6 +7,7 @@ A loss is a sum over what is scored divided by the count of the whole step, so t
 micro-batches nor the number of processes changes it.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -22,8 +23,8 @@ from regear.core.run import Progress
 from regear.train import checkpoint
 from regear.train.batch import Batch
 from regear.train.objectives import Loss
-from regear.train.optim import adamw, rate
-from regear.train.parallel import World, parallelize
+from regear.train.optim import adamw, rate, settle
+from regear.train.parallel import World, parallelize, sync_gradients
 from regear.train.recipes import StageRecipe
 from regear.train.states import decoder
 
@@ -121,21 +122,24 @@ class Stage:
         batches = next(self.source).split(recipe.micro_batch)
         count = world.sum(sum(self._count(batch) for batch in batches))
         scale = world.size / max(count, 1)
-        parts: dict[str, float] = {}
-        for batch in batches:
+        parts: dict[str, torch.Tensor] = {}
+        for number, batch in enumerate(batches, 1):
+            sync_gradients(self.trained, number == len(batches))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 total, logged = self.trained(batch.to(self.device))
             (total * scale).backward()
             for name, value in {"loss": total.detach(), **logged}.items():
-                parts[name] = parts.get(name, 0.0) + float(value)
+                parts[name] = parts.get(name, 0.0) + value.double()
         weights = [p for group in optimiser.param_groups for p in group["params"]]
         norm: Any = nn.utils.clip_grad_norm_(weights, recipe.clip)
         share = rate(step, steps, recipe)
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * share * group["scale"]
-        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        found = {name: world.sum(value) / max(count, 1) for name, value in parts.items()}
-        if not (torch.tensor([norm, found["loss"]]).isfinite().all()):
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        # Read at once, at the end: a GPU is waited for once a step.
+        *sums, norm = torch.stack([*world.sums(torch.stack(list(parts.values()))), norm.double()]).tolist()
+        found = {name: value / max(count, 1) for name, value in zip(parts, sums, strict=True)}
+        if not (math.isfinite(norm) and math.isfinite(found["loss"])):
             raise BackendError(
                 f"the loss is {found['loss']:.3g} and its gradient {norm:.3g} at step {step + 1}; lower train.lr "
                 "or raise train.warmup; the last durable step is kept"
@@ -155,6 +159,7 @@ class Stage:
         if found is None or (state := checkpoint.state_of(found))["stage"] != self.number:
             return 0, steps, 0
         checkpoint.load(found, self.trained, optimiser, self.world)
+        settle(optimiser)
         self.source.restore(state["data"])
         return state["step"], state["steps"], state["tokens"]
 

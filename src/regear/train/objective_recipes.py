@@ -8,16 +8,24 @@ from regear.core.recipe import Recipe, closest
 from regear.core.registry import Row, Table
 
 
+Wanted = Literal["none", "distribution", "model"]
+
+
 class ObjectiveRecipe(Recipe):
-    """Base of all: what it asks of a teacher, if it has one.
+    """Base of all: what it asks of a teacher, if anything.
 
     `distribution`: a model or a cache of its predictions; `model`: the model itself, run beside the student.
     `pairs`: whether it reads preference pairs, and counts them instead of tokens.
     """
 
     kind: str
-    teacher: ClassVar[Literal["none", "distribution", "model"]] = "none"
+    asks: ClassVar[Wanted] = "none"
     pairs: ClassVar[bool] = False
+
+    @property
+    def teacher(self) -> Wanted:
+        """What these settings ask of a teacher: `asks`, or nothing where they leave it nothing to say."""
+        return self.asks
 
 
 class CeRecipe(ObjectiveRecipe):
@@ -29,7 +37,7 @@ class CeRecipe(ObjectiveRecipe):
 class KlRecipe(ObjectiveRecipe):
     """KL(teacher ‖ student): the student covers whatever the teacher may say."""
 
-    teacher = "distribution"
+    asks = "distribution"
     kind: Literal["kl"] = "kl"
     temperature: float = Field(1.0, gt=0)
 
@@ -37,7 +45,7 @@ class KlRecipe(ObjectiveRecipe):
 class ReverseKlRecipe(ObjectiveRecipe):
     """KL(student ‖ teacher): the student says nothing that the teacher would not."""
 
-    teacher = "distribution"
+    asks = "distribution"
     kind: Literal["reverse_kl"] = "reverse_kl"
     temperature: float = Field(1.0, gt=0)
 
@@ -45,7 +53,7 @@ class ReverseKlRecipe(ObjectiveRecipe):
 class DistilRecipe(ObjectiveRecipe):
     """`ce` · cross-entropy + `beta` · T² KL(teacher ‖ student) + `reverse` · T² KL(student ‖ teacher), a token."""
 
-    teacher = "distribution"
+    asks = "distribution"
     kind: Literal["distil"] = "distil"
     ce: float = Field(1.0, ge=0)
     beta: float = Field(1.0, ge=0)
@@ -58,11 +66,15 @@ class DistilRecipe(ObjectiveRecipe):
             raise ValueError("ce, beta and reverse are all 0, which leaves nothing to learn")
         return self
 
+    @property
+    def teacher(self) -> Wanted:
+        return self.asks if self.beta or self.reverse else "none"
+
 
 class AlignRecipe(ObjectiveRecipe):
     """Each layer alone, on the teacher's own input: its attention's output, or the whole layer's."""
 
-    teacher = "model"
+    asks = "model"
     kind: Literal["align"] = "align"
     part: Literal["attention", "layer"] = "attention"
     layers: list[int] | None = None
@@ -71,7 +83,7 @@ class AlignRecipe(ObjectiveRecipe):
 class HiddenRecipe(ObjectiveRecipe):
     """The student's own hidden states after each layer."""
 
-    teacher = "model"
+    asks = "model"
     kind: Literal["hidden"] = "hidden"
     layers: list[int] | None = None
 
@@ -79,7 +91,7 @@ class HiddenRecipe(ObjectiveRecipe):
 class DpoRecipe(ObjectiveRecipe):
     """Preference pairs, with the teacher as the reference."""
 
-    teacher = "model"
+    asks = "model"
     pairs = True
     kind: Literal["dpo"] = "dpo"
     beta: float = Field(0.1, gt=0)

@@ -93,13 +93,12 @@ def distil(recipe: DistilRecipe, student: Any, teacher: Any, batch: Batch) -> Lo
 
 def _token_loss(terms: list[Term], student: Any, teacher: Any, batch: Batch) -> Loss:
     target: Teacher | None = None
-    if teacher is not None:
+    if any(term.name != "ce" for term in terms):
         target = teacher.top(batch) if isinstance(teacher, CachedTeacher) else dense_teacher(teacher, batch)
     hidden_ND = predicting_states(student, batch)
     total, logged = fused_loss(
         hidden_ND,
         head(student),
-        torch.ones(batch.count, device=hidden_ND.device),
         terms=terms,
         targets_N=batch.targets_N,
         teacher=target,

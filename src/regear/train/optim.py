@@ -43,22 +43,21 @@ def select(model: nn.Module, train: Sequence[str], freeze: Sequence[str]) -> lis
 
 
 def groups(model: nn.Module, recipe: StageRecipe) -> list[dict[str, Any]]:
-    """AdamW's groups, one a parameter: matrices decay; vectors and what `UNDECAYED` names do not.
+    """AdamW's groups of equal decay and rate: matrices decay; vectors and what `UNDECAYED` names do not.
 
     `scale` multiplies the rate. Adam moves every entry by about the rate, whatever its size; a converted layer's
     factors differ in size a hundredfold, so relative rates are shares of each parameter's root mean square (as in
-    Adafactor, arXiv 1804.04235, section 8).
+    Adafactor, arXiv 1804.04235, section 8). AdamW multiplies the decay by the rate too, so it is divided by `scale`: a
+    step takes the share lr · weight_decay of every parameter, relative rates or not.
     """
     relative = recipe.relative and recipe.lora is None
-    return [
-        {
-            "params": [parameter],
-            "weight_decay": 0.0 if parameter.ndim < 2 or UNDECAYED.search(name) else recipe.weight_decay,
-            "scale": max(size(parameter), SMALLEST) if relative else 1.0,
-        }
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    ]
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if parameter.ndim < 2 or UNDECAYED.search(name) else recipe.weight_decay
+            scale = max(size(parameter), SMALLEST) if relative else 1.0
+            found.setdefault((decay / scale, scale), []).append(parameter)
+    return [{"params": held, "weight_decay": decay, "scale": scale} for (decay, scale), held in found.items()]
 
 
 @torch.no_grad()
@@ -69,8 +68,17 @@ def size(parameter: torch.Tensor) -> float:
 
 
 def adamw(model: nn.Module, recipe: StageRecipe) -> torch.optim.AdamW:
-    """AdamW over what is trainable."""
-    return torch.optim.AdamW(groups(model, recipe), lr=recipe.lr, betas=recipe.betas)
+    """AdamW over what is trainable; one kernel a group on a GPU."""
+    held = groups(model, recipe)
+    fused = all(parameter.is_cuda for group in held for parameter in group["params"]) or None
+    return torch.optim.AdamW(held, lr=recipe.lr, betas=recipe.betas, fused=fused)
+
+
+def settle(optimiser: torch.optim.Optimizer) -> None:
+    """Lay restored counts of steps beside their parameters, where AdamW's one kernel reads them."""
+    for parameter, kept in optimiser.state.items():
+        if "step" in kept:
+            kept["step"] = kept["step"].to(parameter.device)
 
 
 def rate(step: int, steps: int, recipe: StageRecipe) -> float:

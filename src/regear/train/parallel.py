@@ -34,9 +34,13 @@ class World:
         """The sum of a number over all processes."""
         if self.size == 1:
             return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return float(total)
+        return float(self.sums(torch.tensor(value, dtype=torch.float64, device=self.device)))
+
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        """The sums of several numbers over all processes, in place and where they are."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -97,6 +101,14 @@ def parallelize(root: nn.Module, layers: list[nn.Module], world: World) -> None:
             fully_shard(attention, mesh=mesh)
         fully_shard(layer, mesh=mesh)
     fully_shard(root, mesh=mesh)
+
+
+def sync_gradients(root: nn.Module, wanted: bool) -> None:
+    """Whether the next backward pass sums gradients over all processes, or keeps this one's own; nothing if alone."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(root, FSDPModule):
+        root.set_requires_gradient_sync(wanted)
 
 
 def gathered(model: nn.Module) -> dict[str, torch.Tensor]:

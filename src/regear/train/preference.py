@@ -23,9 +23,9 @@ def dpo(recipe: DpoRecipe, student: Any, teacher: Any, batch: Batch) -> Loss:
     Raises:
         DataError: an odd number of rows, or a row where nothing counts.
     """
-    rows = batch.predict_BL.any(1)
-    if len(rows) % 2 or not rows.all():
-        raise DataError(f"found {len(rows)} rows, {int(rows.sum())} with an answer; wanted chosen and rejected in turn")
+    rows = len(batch.tokens_BL)
+    if rows % 2 or batch.answered < rows:
+        raise DataError(f"found {rows} rows, {batch.answered} with an answer; wanted chosen and rejected in turn")
     with torch.no_grad():
         reference = answer_logprobs(teacher, batch)
     chosen, rejected = (answer_logprobs(student, batch) - reference).view(-1, 2).unbind(1)
@@ -38,5 +38,4 @@ def dpo(recipe: DpoRecipe, student: Any, teacher: Any, batch: Batch) -> Loss:
 def answer_logprobs(model: Any, batch: Batch) -> torch.Tensor:
     """The log-probability of what counts in each row, [B], in nats."""
     logs = token_logprobs(predicting_states(model, batch), head(model), batch.targets_N)
-    rows = batch.predict_BL.nonzero()[:, 0]
-    return logs.new_zeros(len(batch.tokens_BL)).index_add(0, rows, logs)
+    return logs.new_zeros(len(batch.tokens_BL)).index_add(0, batch.rows_N, logs)

@@ -41,7 +41,7 @@ def run(model: Any, batch: Batch) -> torch.Tensor:
 
 def predicting_states(model: Any, batch: Batch) -> torch.Tensor:
     """The last hidden states whose predictions count, [N, D]."""
-    return run(model, batch)[batch.predict_BL]
+    return batch.counted(run(model, batch))
 
 
 @torch.no_grad()

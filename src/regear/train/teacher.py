@@ -222,7 +222,8 @@ def predictions(model: Any, batch: Batch, kept: int) -> TopTeacher:
 
 def _digests(batch: Batch) -> list[int]:
     """One number for the tokens, positions and counted predictions of each row."""
-    tables = [table.cpu().numpy() for table in (batch.tokens_BL, batch.positions_BL, batch.predict_BL)]
+    origin = batch.origin
+    tables = [table.cpu().numpy() for table in (origin.tokens_BL, origin.positions_BL, origin.predict_BL)]
     found = []
     for parts in zip(*tables, strict=True):
         state = hashlib.blake2b(digest_size=8)
