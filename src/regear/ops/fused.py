@@ -1,8 +1,8 @@
 """Language-model losses straight from last hidden states: no table of all tokens' logits is ever held.
 
 A chunk of tokens at a time, the logits are made, the losses of `ops.terms` taken, and their gradients folded into those
-of the hidden states and the head at once. All of it in float32 (float64 stays), but for products of bfloat16 states on a
-GPU, which are added up in float32.
+of the hidden states and the head at once. All of it in float32 (float64 stays); on a GPU
+bfloat16 states are multiplied as they are, and added up in float32.
 
 Shape letters: N tokens, V vocabulary, D hidden width.
 """
@@ -101,7 +101,9 @@ class _Fused(torch.autograd.Function):
         wants = tuple(training and needed for needed in ctx.needs_input_grad[:2])
         losses, *gradients = _sweep(hidden_ND, head_VD, weights_N, targets_N, teacher, terms, chunk, wants)
         ctx.save_for_backward(*gradients)
-        sums = losses.sum(1) if weights_N is None else (losses * weights_N).sum(1)  # no matrix product, which autocast would round
+        sums = (
+            losses.sum(1) if weights_N is None else (losses * weights_N).sum(1)
+        )  # no matrix product, which autocast would round
         ctx.mark_non_differentiable(sums)
         return (sums * sums.new_tensor([term.coefficient for term in terms])).sum(), sums
 

@@ -7,7 +7,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from regear.core.recipe import Recipe, closest
 from regear.core.registry import Row, Table
 
-
 Wanted = Literal["none", "distribution", "model"]
 
 
