@@ -13,6 +13,8 @@ from common import finish, parser
 
 import regear
 from regear.cli.output import grid
+from regear.healing.heal import build_recipe
+from regear.healing.report import steps_of
 
 # name: (recipe words of the conversion, of the healing)
 FORMS = {
@@ -35,13 +37,17 @@ def healed(model: str, work: Path, name: str) -> dict:
     if not (place / "regear.json").exists():
         regear.convert(model, work / name, *convert, "evaluation.tokens=4096", to="mla")
         regear.heal(work / name, model, place, *heal, *MEASURED)
-    return json.loads((place / "regear.json").read_text())
+    record = json.loads((place / "regear.json").read_text())
+    wanted = build_recipe(None, (*heal, *MEASURED), ()).named()
+    if stale := sorted(key for key in wanted if record["recipe"].get(key) != wanted[key]):
+        sys.exit(f"{place} was healed by another recipe ({', '.join(stale)} differ); remove it, or give another --work")
+    return record
 
 
 def curve(work: Path, name: str) -> list[dict]:
     """Held-out KL and perplexity against tokens while training."""
-    rows = map(json.loads, (work / f"{name}-healed.run" / "metrics.jsonl").read_text().splitlines())
-    return [{k: r[k] for k in ("tokens", "held_out_kl", "held_out_perplexity")} for r in rows if "held_out_kl" in r]
+    rows = [row for row in steps_of(work / f"{name}-healed.run") if "held_out_kl" in row]
+    return [{key: row[key] for key in ("tokens", "held_out_kl", "held_out_perplexity")} for row in rows]
 
 
 def main() -> None:

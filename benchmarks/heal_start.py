@@ -2,7 +2,8 @@
 
 After every few steps both students' KL from the original is measured on held-out text. For every KL that both reach,
 the ratio of the tokens they needed is reported (between measurements, by linear interpolation of log KL); for one that
-only the better start reaches, the bound. Correctness gate: both starts' KL before training is that of their records.
+only the better start reaches, the bound. Correctness gates, on the same windows: the original's KL
+from itself is 0, and both starts differ from it.
 """
 
 import math
@@ -80,6 +81,8 @@ def main() -> None:
             regear.convert(arguments.model, place, *words, to="mla")
         students[name] = Student(place, teacher, recipe)
     windows = spread(windows_of(read_documents(["builtin"], "evaluation")), arguments.windows)
+    if not abs(score_pair(teacher, teacher, tokenizer, windows)[0].mean_kl) < 1e-6:
+        sys.exit("the original differs from itself")
     stream = Stream(["builtin"], tokenizer, sequence=recipe.sequence, batch=recipe.batch, seed=arguments.seed)
     for step in range(arguments.steps + 1):
         if step % arguments.every == 0:

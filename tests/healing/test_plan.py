@@ -11,7 +11,7 @@ from regear.core.errors import DataError, IncompatibleModel, RecipeError
 from regear.healing.board import Board
 from regear.healing.heal import build_recipe
 from regear.healing.inputs import training_digest
-from regear.healing.plan import tokens_in
+from regear.healing.plan import epoch_of
 from regear.train.parallel import own_device
 from regear.train.stream import Stream
 from tests.tiny import byte_tokenizer, make_model, make_text
@@ -114,7 +114,24 @@ def test_long_files_are_counted_from_a_part_of_them(tmp_path, monkeypatch):
     whole.write_text(make_text(200_000))
     stream = Stream([rows, whole], byte_tokenizer(), sequence=64, batch=1)
     monkeypatch.setattr("regear.healing.plan.COUNTED_TOKENS", 8_000)
-    assert tokens_in(stream) == pytest.approx(200 * 301 + 200_000, rel=0.02)
+    assert epoch_of(stream) == pytest.approx((200 * 301 + 200_000,) * 2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("row", "changes"),
+    [
+        ({"prompt": "one", "completion": "two"}, ["data.packing=false"]),
+        ({"prompt": "one ", "chosen": "two", "rejected": "three"}, ["train.objective=dpo"]),
+        ({"prompt": "one" * 7, "completion": "two" * 5}, []),  # two do not fit into a row
+    ],
+)
+def test_an_epoch_is_every_row_once_however_much_of_it_is_padding(tiny, words, tmp_path, row, changes):
+    path = tmp_path / "rows.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 100)
+    rows = 200 if "chosen" in row else 100
+    found = plan(tiny, words, *changes, f"train.tokens={rows * 64}", text=[path])["stages"][0]
+    assert found["epochs"] == pytest.approx(1, abs=0.05)
+    assert found["text_tokens"] < rows * 45
 
 
 def test_the_verb_and_the_dry_run_say_the_same(tiny, words, capsys):

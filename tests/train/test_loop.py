@@ -63,6 +63,8 @@ def test_a_stop_after_any_step_changes_no_byte(tmp_path, objective):
         return make(attention_dropout=0.2)
 
     whole = run(tmp_path / "whole", recipe, student=student())
+    rows = Rows()
+    assert whole[0]["predicted"] == sum(next(rows).count for _ in range(4)) < whole[0]["tokens"]
     for stop in range(4):
         stage, _ = stage_of(tmp_path / str(stop), recipe, student(), rows=Rows(end=stop))
         with pytest.raises(KeyboardInterrupt):
@@ -70,6 +72,7 @@ def test_a_stop_after_any_step_changes_no_byte(tmp_path, objective):
         result, found, metrics = run(tmp_path / str(stop), recipe, student=student())
         assert same(found, whole[1])
         assert [row["step"] for row in metrics] == list(range(stop + 1, 5))
+        assert result["predicted"] == whole[0]["predicted"]
         assert (result["steps"], result["tokens"]) == (whole[0]["steps"], whole[0]["tokens"]) == (4, 16 * LENGTH)
 
 

@@ -1,18 +1,22 @@
 """What a healing is judged by: the same windows, items and prompts for the teacher and the model before and after."""
 
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Self
 
 import torch
 
+from regear.core.errors import IncompatibleModel
 from regear.core.stats import Interval
 from regear.measure.choice import ChoiceScores, score_choices
 from regear.measure.generation import Written, write
 from regear.measure.perplexity import Scores, score, score_pair
 from regear.tasks.choice import load as load_task
 from regear.tasks.text import Window
+from regear.train.states import check_head, decoder, head
 
 TEXTS = ("evaluation", "elsewhere")
 
@@ -120,10 +124,37 @@ def regained(text: dict[str, Any]) -> float | None:
     return 1 - after / before if before > 0 else None
 
 
+_STATES: weakref.WeakKeyDictionary[Any, dict[Any, torch.Tensor]] = weakref.WeakKeyDictionary()
+
+
+class Remembered:
+    """A model that does not change, run once over each text: its last hidden states are kept, not its wide logits."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.device = model, model.device
+        self.states = _STATES.setdefault(model, {})
+
+    def __call__(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        """Logits of all positions, [B, L, V], as `.logits`."""
+        key = input_ids.numpy(force=True).tobytes()
+        if key not in self.states:
+            self.states[key] = decoder(self.model)(input_ids=input_ids, use_cache=False).last_hidden_state
+        return SimpleNamespace(logits=torch.nn.functional.linear(self.states[key], head(self.model)))
+
+
+def remembered(model: Any) -> Any:
+    """`Remembered`, or the model itself where its logits are not its states times its head."""
+    try:
+        check_head(model)
+    except IncompatibleModel:
+        return model
+    return Remembered(model)
+
+
 @torch.no_grad()
 def held_out(model: Any, teacher: Any, tokenizer: Any, windows: Sequence[Window]) -> dict[str, float]:
     """Perplexity, and KL from the teacher if there is one, on few windows while training."""
     if teacher is None:
         return {"held_out_perplexity": score(model, tokenizer, windows).perplexity}
-    found, _ = score_pair(model, teacher, tokenizer, windows)
+    found, _ = score_pair(model, remembered(teacher), tokenizer, windows)
     return {"held_out_perplexity": found.perplexity, "held_out_kl": found.mean_kl}

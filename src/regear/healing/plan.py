@@ -11,6 +11,7 @@ from regear.models.load import load_config, skeleton
 from regear.train.cost import EFFICIENCY, Operations, Sizes, inference, matrix_rate, memory, operations
 from regear.train.cost import trained_parameters as trained
 from regear.train.optim import select
+from regear.train.pack import Example, PackedRow, Packer
 from regear.train.parallel import processes
 from regear.train.recipes import StageRecipe
 from regear.train.stages import check_names
@@ -39,13 +40,13 @@ def make_plan(healing: Any, rate: float | None = None) -> dict[str, Any]:
     healing.check_caches()
     check_names(student, original, healing.recipe.parts())
     teacher = Sizes.of(original)
-    texts: dict[tuple[int, bool], int] = {}
+    texts: dict[tuple[int, bool], tuple[int, int]] = {}
     stages = []
     for stage in healing.recipe.parts():
         select(student, stage.train, stage.freeze)
         key = (stage.sequence, stage.objective.pairs)
         if key not in texts:
-            texts[key] = tokens_in(healing.stream(stage, 2))
+            texts[key] = epoch_of(healing.stream(stage, 2))
         stages.append(_stage(healing, stage, Sizes.of(student), teacher, speed, texts[key], device))
     # Before and after, each beside the teacher, on the leading process alone.
     scored = sum(getattr(healing.recipe, use).tokens for use in ("evaluation", "elsewhere"))
@@ -69,7 +70,13 @@ def make_plan(healing: Any, rate: float | None = None) -> dict[str, Any]:
 
 
 def _stage(
-    healing: Any, stage: StageRecipe, student: Sizes, teacher: Sizes, speed: float, held: int, device: torch.device
+    healing: Any,
+    stage: StageRecipe,
+    student: Sizes,
+    teacher: Sizes,
+    speed: float,
+    held: tuple[int, int],
+    device: torch.device,
 ) -> dict[str, Any]:
     recipe: HealRecipe = healing.recipe
     taught = teacher if stage.objective.teacher != "none" else None
@@ -93,8 +100,8 @@ def _stage(
         "tokens_per_second": round(speed / costs.total, 1),
         "hours": round((tokens * costs.total / speed + writing) / 3600, 4),
         "teacher_cache": None,
-        "text_tokens": held,
-        "epochs": round(tokens / held, 3),
+        "text_tokens": held[0],
+        "epochs": round(tokens / held[1], 3),
         # The leading process keeps the whole teacher to measure with.
         "memory_bytes": memory(
             student, bytes_each * teacher.parameters, stage, processes=processes(), half=device.type == "cuda"
@@ -136,19 +143,22 @@ def _warnings(found: dict[str, Any]) -> list[str]:
     return warnings
 
 
-def tokens_in(stream: Stream) -> int:
-    """The tokens of one epoch: counted where files are small, else from the share of each that was counted.
+def epoch_of(stream: Stream) -> tuple[int, int]:
+    """The tokens of one epoch, and the places in rows that they take, padding too (what a stage's tokens count).
+
+    Counted where files are small, else from the share of each that was counted.
 
     Raises:
         DataError: a row that cannot be trained on.
     """
     budget = max(2_000, COUNTED_TOKENS // len(stream.sources))
-    total = 0.0
+    tokens = places = 0.0
     for source, layout in zip(stream.sources, stream.layouts, strict=True):
-        counted = 0.0
+        counted = taken = 0.0
+        packer = Packer(stream.sequence, stream.packer.packing)
         for position, row in source.rows():
             if counted >= budget:
-                counted /= source.share(position)
+                counted, taken = (value / source.share(position) for value in (counted, taken))
                 break
             whole = len(row["text"]) if layout == "text" and isinstance(row["text"], str) else 0
             read = min(whole, 8 * budget)
@@ -156,9 +166,24 @@ def tokens_in(stream: Stream) -> int:
                 made = list(stream.examples.of({**row, "text": row["text"][:read]} if whole else row, layout))
             except ValueError as error:
                 raise DataError(f"{source.where(position)}: {error}") from None
-            counted += sum(len(example.ids) for example in made) * (whole / read if whole else 1)
-        total += counted
-    return max(1, round(total))
+            weight = whole / read if whole else 1
+            counted += sum(len(example.ids) for example in made) * weight
+            taken += _laid(packer, made) * weight
+        tokens, places = tokens + counted, places + taken
+    return max(1, round(tokens)), max(1, round(places))
+
+
+def _laid(packer: Packer, examples: list[Example]) -> int:
+    """The places in rows that these examples take: of rows that are done all, of open ones what is filled."""
+    before = sum(map(_length, packer.open))
+    for example in examples:
+        packer.add(example)
+    done, packer.ready = len(packer.ready) * packer.sequence, []
+    return done + sum(map(_length, packer.open)) - before
+
+
+def _length(row: PackedRow) -> int:
+    return sum(map(len, row))
 
 
 def describe(plan: dict[str, Any]) -> str:

@@ -84,14 +84,19 @@ def write_report(directory: Path, kept: dict[str, Any], found: dict[str, Any]) -
     page.write(directory / "report.html")
 
 
-def curves(directory: Path) -> list[Plot]:
-    """Loss and held-out figures against tokens; steps that a restart did again count once."""
+def steps_of(directory: Path) -> list[dict[str, Any]]:
+    """The metrics of every step of a run, in order; steps that a restart did again count once."""
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for line in (directory / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         if row["event"] == "step":
             rows[row["stage"], row["step"]] = row
-    ordered = [rows[key] for key in sorted(rows)]
+    return [rows[key] for key in sorted(rows)]
+
+
+def curves(directory: Path) -> list[Plot]:
+    """Loss and held-out figures against tokens."""
+    ordered = steps_of(directory)
     names = {"loss": "Loss while training", "held_out_perplexity": "Held-out perplexity", "held_out_kl": "Held-out KL"}
     plots = []
     for name, title in names.items():

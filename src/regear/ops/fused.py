@@ -1,8 +1,8 @@
 """Language-model losses straight from last hidden states: no table of all tokens' logits is ever held.
 
 A chunk of tokens at a time, the logits are made, the losses of `ops.terms` taken, and their gradients folded into those
-of the hidden states and the head at once. All of it in float32 (float64 stays), but for products of bfloat16 states on a
-GPU, which are added up in float32.
+of the hidden states and the head at once. All of it in float32 (float64 stays); on a GPU
+bfloat16 states are multiplied as they are, and added up in float32.
 
 Shape letters: N tokens, V vocabulary, D hidden width.
 """

@@ -89,7 +89,8 @@ class Stage:
     def run(self) -> dict[str, Any]:
         """Train to the end; a stage that was cut off goes on where its last durable step stands.
 
-        Returns the steps, tokens and seconds of the stage (seconds of this process only).
+        Returns the steps, tokens (places in rows, padding and prompts too), predicted tokens and seconds of the stage
+        (seconds of this process only).
 
         Raises:
             BackendError: the loss is NaN or infinite.
@@ -100,27 +101,30 @@ class Stage:
             layers = [layer for model in (trained.student, trained.teacher) for layer in layers_of(model)]
             parallelize(trained, layers, self.world)
         optimiser = adamw(trained, recipe)
-        step, steps, tokens = self._resume(optimiser)
+        step, steps, tokens, predicted = self._resume(optimiser)
         started, saved, durations = time.monotonic(), time.monotonic(), []
         while steps is None or step < steps:
             began = time.monotonic()
             row = self._step(optimiser, step, steps or recipe.steps() or UNKNOWN)
             step, tokens = step + 1, tokens + recipe.batch * recipe.sequence
+            predicted += int(row.pop("predicted"))
             durations.append(time.monotonic() - began)
             fixed = steps is not None
             steps = steps if fixed else self._limit(step, durations)
             self._tell(step, steps, tokens, row, durations)
             if steps is not None and (not fixed or step == steps or self._due(saved)):
-                self._save(optimiser, step, steps, tokens)
+                self._save(optimiser, step, steps, {"tokens": tokens, "predicted": predicted})
                 saved = time.monotonic()
-        return {"steps": step, "tokens": tokens, "seconds": round(time.monotonic() - started, 3)}
+        seconds = round(time.monotonic() - started, 3)
+        return {"steps": step, "tokens": tokens, "predicted": predicted, "seconds": seconds}
 
     def _step(self, optimiser: torch.optim.Optimizer, step: int, steps: int) -> dict[str, float]:
-        """One update; its loss, parts, gradient norm and rate."""
+        """One update; its loss, parts, gradient norm, rate, and predictions that counted."""
         recipe, world = self.recipe, self.world
         torch.manual_seed((self.seed * 1_000_003 + self.number) * 1_000_003 + step * world.size + world.rank)
         batches = next(self.source).split(recipe.micro_batch)
-        count = world.sum(sum(self._count(batch) for batch in batches))
+        counts = [[self._count(batch), batch.count] for batch in batches]
+        count, predicted = world.sums(torch.tensor(counts, dtype=torch.float64, device=world.device).sum(0)).tolist()
         scale = world.size / max(count, 1)
         parts: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches, 1):
@@ -146,22 +150,22 @@ class Stage:
             )
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        return {**found, "gradient_norm": norm, "lr": recipe.lr * share}
+        return {**found, "gradient_norm": norm, "lr": recipe.lr * share, "predicted": predicted}
 
     def _count(self, batch: Batch) -> int:
         """What a batch's loss is a sum over: pairs, or predictions."""
         return len(batch.tokens_BL) // 2 if self.recipe.objective.pairs else batch.count
 
-    def _resume(self, optimiser: torch.optim.AdamW) -> tuple[int, int | None, int]:
-        """Step, number of steps (None until timed) and tokens so far, from the last durable step if there is one."""
+    def _resume(self, optimiser: torch.optim.AdamW) -> tuple[int, int | None, int, int]:
+        """Step, number of steps (None until timed), tokens and predictions so far, from the last durable step."""
         steps = self.recipe.steps() if self.recipe.minutes is None else None
         found = checkpoint.latest(self.place)
         if found is None or (state := checkpoint.state_of(found))["stage"] != self.number:
-            return 0, steps, 0
+            return 0, steps, 0, 0
         checkpoint.load(found, self.trained, optimiser, self.world)
         settle(optimiser)
         self.source.restore(state["data"])
-        return state["step"], state["steps"], state["tokens"]
+        return state["step"], state["steps"], state["tokens"], state["predicted"]
 
     def _limit(self, step: int, durations: list[float]) -> int | None:
         """The number of steps that minutes allow by the time a step takes, once it is known; at most that of tokens."""
@@ -179,8 +183,8 @@ class Stage:
         mine = time.monotonic() - saved >= self.hooks.save_seconds if self.world.leads else False
         return self.world.sum(float(mine)) > 0
 
-    def _save(self, optimiser: torch.optim.Optimizer, step: int, steps: int, tokens: int) -> None:
-        state = {"stage": self.number, "step": step, "steps": steps, "tokens": tokens, "data": self.source.state()}
+    def _save(self, optimiser: torch.optim.Optimizer, step: int, steps: int, read: dict[str, int]) -> None:
+        state = {"stage": self.number, "step": step, "steps": steps, **read, "data": self.source.state()}
         place = self.place / f"{self.number:03d}-{step:09d}"
         if not place.exists():
             checkpoint.save(place, self.trained, optimiser, state, self.world)

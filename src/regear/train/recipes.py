@@ -22,7 +22,8 @@ class StageRecipe(Recipe):
 
     `train` and `freeze` are name patterns (`*` matches anything); what `freeze` names never trains. `batch` counts rows
     of `sequence` tokens in one step over all processes, `micro_batch` those that one process holds at a time.
-    `lr` is a share of each parameter's root mean square where `relative`.
+    `lr` is a share of each parameter's root mean square where `relative`; a step decays every parameter by its share
+    `lr` · `weight_decay` all the same.
     """
 
     objective: Objective = Field(default_factory=lambda: KlRecipe.model_validate({}))

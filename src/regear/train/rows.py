@@ -7,7 +7,7 @@ can go back to the very rows it held.
 import json
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -168,11 +168,12 @@ def _size(path: Path) -> int:
     return size
 
 
-def _format(path: Path) -> type[JsonLines | Parquet | TextFile]:
+def _format(path: Path) -> Callable[[Path], Source]:
     suffix = path.suffix.lower()
     if suffix in NOT_TEXT:
         raise DataError(f"{path}: {suffix} files are not read; give JSONL, parquet or plain text")
-    return {".jsonl": JsonLines, ".parquet": Parquet}.get(suffix, TextFile)
+    formats: dict[str, Callable[[Path], Source]] = {".jsonl": JsonLines, ".parquet": Parquet}
+    return formats.get(suffix, TextFile)
 
 
 def open_sources(files: Sequence[str | Path], split: str = "training") -> list[Source]:
