@@ -86,7 +86,7 @@ def main() -> None:
             bytes_.append({"model": name, "kv": kind, "bytes": size, "ratio": ratio["ratio"], "ci": ratio["ratio_ci"]})
     bytes_.sort(key=lambda row: -row["bytes"])
     cells = [[r["model"], r["kv"], f"{r['bytes']:,.0f}", "{:.4f}".format(r["ratio"])] for r in bytes_]
-    table += "\n" + grid(["model", "cache", "bytes a token", "ratio"], cells)
+    table += "\n" + grid(["model", "cache", "bytes a token", "ratio"], cells) if cells else ""
 
     tasks = {}
     for name in found if arguments.items else ():
