@@ -15,11 +15,7 @@ from tests.train.small import make, recipe_of, same, weights
 def trained(pattern="*", seed=0):
     model = make(seed)
     select(model, [pattern], [])
-<<<<<<< HEAD
-    return model, adamw(model, recipe_of(relative=False))
-=======
     return model, adamw(model, recipe_of(relative=False))  # relative rates are of the weights a stage began with
->>>>>>> 72bbb3878ded582e6295d4a350ed4cf6dba672b3
 
 
 def step(model, optimiser, only=None):
