@@ -29,7 +29,7 @@ class StageRecipe(Recipe):
     objective: Objective = Field(default_factory=lambda: KlRecipe.model_validate({}))
     tokens: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
-    lr: float = Field(2e-3, gt=0)
+    lr: float = Field(1e-3, gt=0)
     relative: bool = True
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: int = Field(10, ge=0)
