@@ -47,7 +47,7 @@ def step(trained: Trained, optimiser: torch.optim.Optimizer, batch) -> float:
     (total / batch.count).backward()
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    return float(total) / batch.count
+    return float(total.detach()) / batch.count
 
 
 def shares(trained: Trained, optimiser: torch.optim.Optimizer, batch) -> dict[str, float]:
