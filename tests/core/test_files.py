@@ -65,7 +65,7 @@ def test_a_mistake_after_something_durable_keeps_it_and_half_written_files_do_no
             write_json(run.scratch / "0" / "config.json", {})
             raise RegearError("wrong")
 
-    for place, kept in (("work/training/.000-1.tmp/state.json", False), ("work/training/000-1/state.json", True)):
+    for place, kept in (("kept/training/.000-1.tmp/state.json", False), ("kept/training/000-1/state.json", True)):
         with pytest.raises(RegearError):
             fail(place)
         assert (tmp_path / "out.run" / place).exists() == kept

@@ -108,12 +108,12 @@ def test_another_recipe_never_goes_on_from_the_steps_of_the_first(patient, tmp_p
         patched.setattr(loop.Stage, "_tell", cut)
         with pytest.raises(KeyboardInterrupt):
             heal(patient, tmp_path / "out", "save_minutes=0")
-    assert list(tmp_path.glob("out.run/work/training/steps/000-*"))
+    assert list(tmp_path.glob("out.run/kept/training/steps/000-*"))
     heal(patient, tmp_path / "out", "train.tokens=512", "train.lr=1e-3")
     heal(patient, tmp_path / "fresh", "train.tokens=512", "train.lr=1e-3")
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "fresh"))
     assert one == other
-    assert not (tmp_path / "out.run/work").exists()
+    assert not (tmp_path / "out.run/kept").exists()
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_the_command_killed_after_a_durable_step_goes_on(tmp_path, patient, whol
     command = [sys.executable, "-m", "regear.cli.main", "heal", models[0], *words, "--teacher", models[1]]
     command += ["--text", text[0], "-o", str(tmp_path / "out"), "--json", "-q"]
     first = subprocess.Popen(command, stderr=subprocess.PIPE)
-    while first.poll() is None and not list(tmp_path.glob("out.run/work/training/steps/000-*/state.json")):
+    while first.poll() is None and not list(tmp_path.glob("out.run/kept/training/steps/000-*/state.json")):
         time.sleep(0.002)
     first.kill()
     assert first.wait() == -signal.SIGKILL, first.stderr.read()
@@ -105,14 +105,14 @@ def test_a_failed_step_keeps_the_durable_ones_and_the_next_run_goes_on(tmp_path,
         patched.setattr(loop.Stage, "_step", diverges)
         with pytest.raises(BackendError, match="nan"):
             regear.heal(*models, tmp_path / "out", *words, text=text)
-    assert list(tmp_path.glob("out.run/work/training/steps/000-*2/state.json"))
+    assert list(tmp_path.glob("out.run/kept/training/steps/000-*2/state.json"))
     steps = []
     with monkeypatch.context() as patched:
         patched.setattr(loop.Stage, "_step", lambda *a: steps.append(a[2]) or real(*a))
         regear.heal(*models, tmp_path / "out", *words, text=text)
     assert steps[0] == 2
     assert digests(tmp_path / "out") == digests(whole)
-    assert not (tmp_path / "out.run/work").exists()
+    assert not (tmp_path / "out.run/kept").exists()
 
 
 def losses(out):

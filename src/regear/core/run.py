@@ -81,7 +81,7 @@ class Run:
         self.out, self.fingerprint, self.recipe = out, fingerprint, recipe
         self.directory = out.with_name(out.name + ".run")
         self.staging = self.directory / "staging"
-        self.work = self.directory / "work"
+        self.work = self.directory / "kept"
         self.scratch = self.directory / "scratch"
         self.started = time.monotonic()
 
