@@ -24,7 +24,7 @@ def test_help_is_quick_and_imports_no_torch():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0
     assert time.perf_counter() - start < 5  # the benchmark is benchmarks/startup.py; this only catches a torch import
-    for verb in ("fetch", "convert", "eval", "generate", "demo", "ls", "schema", "env", "doctor"):
+    for verb in ("fetch", "convert", "heal", "plan", "eval", "generate", "demo", "ls", "schema", "env", "doctor"):
         assert f"\n  {verb}" in result.stdout
 
 
@@ -89,7 +89,7 @@ def test_tables_for_people(tiny, text, tmp_path, capsys, cache):
         (["generate", "MODEL"], "Missing argument"),
         (["--nope"], "No such option"),
         (["frobnicate"], "No such command"),
-        (["schema", "heal"], "no recipe for 'heal'"),
+        (["schema", "eval"], "no recipe for 'eval'"),
     ],
 )
 def test_mistakes_are_one_line_and_code_two(words, message, tiny, capsys, tmp_path, monkeypatch, cache):
@@ -127,3 +127,4 @@ def test_every_verb_prints_one_json_object(capsys, tiny, cache):
         assert isinstance(json.loads(stdout), dict)
     schema = json.loads(call(capsys, "schema", "--json")[1])
     assert "kv_ratio" in json.dumps(schema["mla"])
+    assert "held_out_every" in json.loads(call(capsys, "schema", "heal", "--json")[1])["properties"]

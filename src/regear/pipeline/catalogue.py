@@ -6,9 +6,11 @@ from regear.conversion.recipes import PRESETS
 from regear.conversion.table import CONVERSIONS
 from regear.core.errors import RecipeError
 from regear.core.recipe import closest
+from regear.healing.recipes import HealRecipe
 from regear.models.builtin import EMBEDDED
 from regear.models.families import FAMILIES
 from regear.tasks.choice import TASKS
+from regear.train.objective_recipes import OBJECTIVES
 
 
 def methods() -> list[dict[str, str]]:
@@ -16,9 +18,8 @@ def methods() -> list[dict[str, str]]:
     from regear.conversion.collect import COLLECTORS
     from regear.conversion.factors import FACTORS
 
-    rows = [
-        {"kind": table.kind, "name": row.name, "help": row.help} for table in (CONVERSIONS, COLLECTORS) for row in table
-    ]
+    tables = (CONVERSIONS, COLLECTORS, OBJECTIVES)
+    rows = [{"kind": table.kind, "name": row.name, "help": row.help} for table in tables for row in table]
     rows += [{"kind": "factor", "name": name, "help": factor.help} for name, factor in FACTORS.items()]
     rows += [{"kind": "preset", "name": name, "help": _settings(keys)} for name, keys in PRESETS.items()]
     rows += [{"kind": "family", "name": name, "help": "source model_type"} for name in FAMILIES]
@@ -37,6 +38,8 @@ def recipe_schema(verb: str) -> dict[str, Any]:
     Raises:
         RecipeError: the verb takes no recipe.
     """
+    if verb == "heal":
+        return HealRecipe.model_json_schema()
     if verb != "convert":
-        raise RecipeError(f"no recipe for {verb!r}{closest(verb, ['convert'])}; known: convert")
+        raise RecipeError(f"no recipe for {verb!r}{closest(verb, ['convert', 'heal'])}; known: convert, heal")
     return {row.name: row.recipe.model_json_schema() for row in CONVERSIONS if row.recipe is not None}
