@@ -10,6 +10,7 @@ from transformers.utils import logging
 import regear.models  # noqa: F401 - registers regear's own types
 from regear.core.errors import CheckpointError, RecipeError, one_line
 from regear.models.adapter import MergedStore, base_of, is_adapter, open_store
+from regear.ops.linear import adopt
 
 
 def pick_device(name: str) -> torch.device:
@@ -81,6 +82,7 @@ def load_model(directory: Path, device: str = "auto", *, dtype: torch.dtype | No
     faults = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys") if report.get(kind)}
     if faults:
         raise CheckpointError(f"{directory} does not fit its config: {faults}")
+    adopt(model)
     return model.to(place).eval()
 
 

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import log_softmax
 
+from regear.ops import linear
+
 # A teacher's tail of less mass than e to this counts as this much, so that the reverse divergence stays finite.
 TAIL_FLOOR = -100.0
 
@@ -40,7 +42,7 @@ def product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torc
     """left @ right in `dtype`; two bfloat16 tables on a GPU are multiplied as they are, and added up in `dtype`."""
     if left.is_cuda and left.dtype == right.dtype == torch.bfloat16:
         return torch.mm(left, right, out_dtype=dtype)
-    return left.to(dtype) @ right.to(dtype)
+    return linear.product(left.to(dtype), right.to(dtype))
 
 
 class Softened:
