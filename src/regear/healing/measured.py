@@ -14,6 +14,7 @@ from regear.core.stats import Interval
 from regear.measure.choice import ChoiceScores, score_choices
 from regear.measure.generation import Written, write
 from regear.measure.perplexity import Scores, score, score_pair
+from regear.ops.linear import linear
 from regear.tasks.choice import load as load_task
 from regear.tasks.text import Window
 from regear.train.states import check_head, decoder, head
@@ -139,7 +140,7 @@ class Remembered:
         key = input_ids.numpy(force=True).tobytes()
         if key not in self.states:
             self.states[key] = decoder(self.model)(input_ids=input_ids, use_cache=False).last_hidden_state
-        return SimpleNamespace(logits=torch.nn.functional.linear(self.states[key], head(self.model)))
+        return SimpleNamespace(logits=linear(self.states[key], head(self.model)))
 
 
 def remembered(model: Any) -> Any:
