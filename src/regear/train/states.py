@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from regear.core.errors import IncompatibleModel
+from regear.ops.linear import linear
 from regear.ops.terms import DenseTeacher
 from regear.train.batch import Batch
 
@@ -60,9 +61,9 @@ def check_head(model: Any) -> None:
     weight = head(model)
     tokens = torch.arange(PROBE, device=weight.device).unsqueeze(0) % len(weight)
     expected = model(input_ids=tokens, use_cache=False).logits.double()
-    found = nn.functional.linear(decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state, weight).double()
+    found = linear(decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state, weight).double()
     error = (found - expected).abs().max()
-    if not error <= 8 * torch.finfo(weight.dtype).eps * expected.abs().max():
+    if not error <= 64 * torch.finfo(weight.dtype).eps * expected.abs().max():
         raise IncompatibleModel(
             f"{type(model).__name__}: its logits are not its last hidden states times its head (off by {error:.2g}), "
             "as where logits are scaled or capped; such models cannot be trained here yet"
