@@ -5,7 +5,8 @@ import torch
 
 import regear
 from regear.core.errors import RecipeError
-from regear.engine.local import LocalEngine, encode_prompt, stop_tokens
+from regear.engine.local import LocalEngine
+from regear.engine.text import encode_prompt, stop_tokens
 from regear.engine.types import Request
 from regear.models.load import load_model, load_tokenizer
 

@@ -12,12 +12,13 @@ from transformers import GraniteConfig, GraniteForCausalLM
 import regear
 from regear.core.errors import DataError, IncompatibleModel, RecipeError
 from regear.core.recipe import Recipe, validate
+from regear.models.head import check_head, head
 from regear.models.load import load_model
 from regear.ops.terms import TopTeacher
 from regear.train.batch import Batch
 from regear.train.objective_recipes import OBJECTIVES, Objective
 from regear.train.objectives import objective
-from regear.train.states import check_head, head, run
+from regear.train.states import run
 from tests.tiny import small
 
 KINDS = list(OBJECTIVES.rows)

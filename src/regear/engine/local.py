@@ -1,113 +1,300 @@
-"""The engine of this process: stock transformers `generate` behind the engine's interface."""
+"""The engine of this process: texts of different lengths in one batch, each sampled by its own rules.
+
+    step:  admit → read a chunk of the prompts that are not read yet → guess → one pass over every text in flight,
+           its guesses too → draw a token for every place → keep what matches, end what ends
+
+What a text becomes depends on its request alone, up to near-ties of scores: not on what runs beside it, nor on guesses.
+"""
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from regear.core.errors import RecipeError
-from regear.engine.types import Completion, Request
-from regear.models.builtin import resolve
-from regear.models.load import load_model, load_tokenizer
+from regear.core.machine import available_memory_bytes
+from regear.engine import sampler, verify
+from regear.engine.drafters.base import Drafter, Outcome, Text
+from regear.engine.runner import AttentionRunner, Runner
+from regear.engine.sampler import Places
+from regear.engine.scheduler import Scheduler
+from regear.engine.types import Completion, FinishReason, Listener, Request
+
+DRAFT = 4  # tokens
+CHUNK = 512  # tokens of prompts read in one step
+ROWS = 128
+
+
+@dataclass
+class Limits:
+    """What an engine may take: rows, bytes of cache (by default half of what is free), prompt tokens read a step."""
+
+    rows: int = ROWS
+    cache_bytes: int | None = None
+    chunk: int = CHUNK
 
 
 class LocalEngine:
-    """Runs requests one after another on one model."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    @torch.no_grad()
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Complete every request, in order."""
-        return [self._one(request) for request in requests]
-
-    def _one(self, request: Request) -> Completion:
-        torch.manual_seed(request.seed)
-        ids = torch.tensor([list(request.prompt)], device=self.model.device)
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if request.temperature > 0:
-            sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
-        output = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=request.max_tokens,
-            eos_token_id=list(request.stop_tokens) or None,
-            pad_token_id=request.stop_tokens[0] if request.stop_tokens else 0,
-            repetition_penalty=1.0,  # some models' settings carry one; a request that does not ask for it gets none
-            **sampling,
-        )
-        new = output[0, len(request.prompt) :].tolist()
-        stopped = bool(new) and new[-1] in request.stop_tokens
-        return Completion(new, "stop" if stopped else "length")
-
-
-def stop_tokens(model: Any) -> tuple[int, ...]:
-    """The end-of-sequence ids that the model's generation settings name."""
-    found = model.generation_config.eos_token_id
-    if found is None:
-        return ()
-    return tuple(found) if isinstance(found, list) else (int(found),)
-
-
-def encode_prompt(tokenizer: Any, prompt: str, *, raw: bool) -> list[int]:
-    """Token ids of a prompt: as a user's turn of the chat template where there is one, unless `raw`."""
-    if raw or not getattr(tokenizer, "chat_template", None):
-        return list(tokenizer(prompt)["input_ids"])
-    messages = [{"role": "user", "content": prompt}]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
-
-
-def generate(
-    model: str | Path,
-    prompt: str,
-    *,
-    raw: bool = False,
-    max_tokens: int = 128,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    device: str = "auto",
-) -> dict[str, Any]:
-    """Complete one prompt.
+    """Requests on one model in this process.
 
     Args:
-        model: directory, hub id or embedded name.
-        prompt: the text; wrapped in the chat template where the model has one.
-        raw: the prompt as it is.
-        max_tokens: at most so many new tokens.
-        temperature: 0 is greedy.
-        top_p: nucleus sampling.
-        seed: of the sampling.
-
-    Returns the JSON object that `regear generate --json` prints.
-
-    Raises:
-        RecipeError: a parameter out of range or an empty prompt.
+        model: a causal language model of transformers.
+        tokenizer: needed for stop strings only.
+        drafter: guesses tokens; `draft` of them at most for each text and step.
+        packed: whether float32 weights on a CPU are held once more, in the layout that is read fastest.
     """
-    if max_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise RecipeError(
-            f"found max_tokens={max_tokens}, temperature={temperature}, top_p={top_p}; "
-            "wanted max_tokens >= 1, temperature >= 0, 0 < top_p <= 1"
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        drafter: Drafter | None = None,
+        draft: int = DRAFT,
+        limits: Limits | None = None,
+        packed: bool = True,
+    ) -> None:
+        limits = limits or Limits()
+        self.tokenizer, self.drafter, self.draft, self.chunk = tokenizer, drafter, draft if drafter else 0, limits.chunk
+        self.runner: Runner = AttentionRunner(model, packed=packed)
+        budget = limits.cache_bytes if limits.cache_bytes is not None else free_bytes(model.device) // 2
+        spare = max(1 + self.draft, 2)
+        self.scheduler = Scheduler(self.runner, most=limits.rows, budget=budget, spare=spare)
+        self.table = self.scheduler.table
+        self.done: dict[int, Completion] = {}
+        self.listener: Listener | None = None
+        self.logprobs: dict[int, list[float]] = {}
+        self.deadlines: dict[int, float] = {}
+        self.submitted = 0
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; its number.
+
+        Raises:
+            RecipeError: a parameter out of range, stop strings without a tokenizer, or a text too long for the cache.
+        """
+        request.check()
+        if request.stop and self.tokenizer is None:
+            raise RecipeError("stop strings need an engine with a tokenizer")
+        number = self.submitted
+        self.scheduler.add(number, request)
+        self.submitted += 1
+        if request.timeout is not None:
+            self.deadlines[number] = time.monotonic() + request.timeout
+        return number
+
+    def cancel(self, number: int, reason: FinishReason = "cancelled") -> None:
+        """End a request with what it has; nothing happens to one that has ended."""
+        for item in self.scheduler.queue:
+            if item.number == number:
+                self.scheduler.queue.remove(item)
+                self._complete(number, item.known[len(item.request.prompt) :], item.forwards, reason)
+                return
+        rows = np.flatnonzero(self.table.number[: self.table.count] == number)
+        if len(rows):
+            self._finish(int(rows[0]), reason)
+
+    def generate(self, requests: Sequence[Request], listener: Listener | None = None) -> list[Completion]:
+        """Complete every request; answers in their order. `listener` hears of new tokens as they come."""
+        for request in requests:
+            request.check()
+        numbers = [self.submit(request) for request in requests]
+        places = {number: place for place, number in enumerate(numbers)}
+        self.listener = None if listener is None else lambda number, new: listener(places[number], new)
+        try:
+            while not all(number in self.done for number in numbers):
+                self.step()
+        except BaseException:
+            for number in numbers:
+                self.cancel(number)
+            raise
+        finally:
+            self.listener = None
+            found = [self.done.pop(number, None) for number in numbers]
+        return [completion for completion in found if completion is not None]
+
+    def step(self) -> None:
+        """One round of admission, reading and decoding."""
+        now = time.monotonic()
+        for number in [number for number, deadline in self.deadlines.items() if deadline <= now]:
+            self.cancel(number, "timeout")
+        self.scheduler.admit()
+        if self.table.count > self.scheduler.ready:
+            self._read()
+        if self.scheduler.ready:
+            self._decode()
+
+    def _read(self) -> None:
+        """Read a chunk of what waits to be read, the oldest rows first; rows read to their end draw a token."""
+        table, first = self.table, self.scheduler.ready
+        left = (table.length - table.cached)[first : table.count]
+        width = int(min(left[0], self.chunk))
+        rows = 1
+        while rows < len(left) and (rows + 1) * max(width, min(left[rows], self.chunk)) <= self.chunk:
+            width = int(max(width, min(left[rows], self.chunk)))
+            rows += 1
+        counts = np.minimum(left[:rows], width)
+        part = slice(first, first + rows)
+        starts = table.cached[part].copy()
+        before = self.scheduler.preempted
+        self.scheduler.room(int(starts.max()) + width)
+        if self.scheduler.preempted > before:
+            return  # rows have moved; the next step sees to them
+        tokens = np.zeros((rows, width), np.int32)
+        for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+            tokens[row, :count] = table.tokens[first + row, start : start + count]
+        ended = starts + counts == table.length[part]
+        wanted = (np.arange(width) == (counts - 1)[:, None]) & ended[:, None]
+        logits = self.runner.read(first, tokens, counts, starts, wanted)
+        self.runner.keep(first, counts)
+        table.cached[part] = starts + counts
+        if not ended.any():
+            return
+        new = first + np.flatnonzero(ended)
+        drawn = self._draw(logits, new, table.length[new])
+        numbers = table.number[new].copy()
+        for number in numbers:
+            self.scheduler.set_ready(int(np.flatnonzero(table.number[: table.count] == number)[0]))
+        rows_now = np.arange(first, first + len(new))
+        self._emit(rows_now, drawn[:, None], np.zeros(len(new), np.int64))
+
+    def _decode(self) -> None:
+        """One pass over every text in flight and its guesses."""
+        table = self.table
+        self.scheduler.room(int(table.length[: self.scheduler.ready].max()) + self.draft)
+        rows = self.scheduler.ready
+        if not rows:
+            return  # preempted
+        guessed, counts = self._guess()
+        width = 1 + guessed.shape[1]
+        starts = table.length[:rows] - 1
+        newest = table.tokens[np.arange(rows), starts]
+        tokens = np.concatenate([newest[:, None], guessed], axis=1)
+        wanted = np.arange(width) <= counts[:, None]
+        logits = self.runner.read(0, tokens, counts + 1, starts, wanted)
+        where = np.nonzero(wanted)
+        drawn = np.full((rows, width), -1, np.int64)
+        drawn[where] = self._draw(logits, where[0], starts[where[0]] + 1 + where[1], guessed, where[1])
+        kept = verify.kept(drawn, guessed, counts)
+        self.runner.keep(0, kept + 1)
+        numbers = table.number[:rows].tolist()
+        taken = self._emit(np.arange(rows), drawn, kept)
+        if self.drafter is not None:
+            parts = zip(numbers, counts.tolist(), kept.tolist(), drawn.astype(np.int32), taken.tolist(), strict=True)
+            self.drafter.observe(
+                [Outcome(number, guesses, held, new[:count]) for number, guesses, held, new, count in parts]
+            )
+
+    def _guess(self) -> tuple[np.ndarray, np.ndarray]:
+        """Guesses of every ready row, [N, K], and how many each has."""
+        table, rows = self.table, self.scheduler.ready
+        if self.drafter is None:
+            return np.zeros((rows, 0), np.int32), np.zeros(rows, np.int64)
+        room = np.minimum(table.limit[:rows] - table.length[:rows] - 1, self.draft)
+        texts = [self._text(row) for row in range(rows)]
+        found = self.drafter.propose(texts, room)
+        counts = np.array([len(guess) for guess in found], np.int64)
+        guessed = np.zeros((rows, int(counts.max(initial=0))), np.int32)
+        for row, guess in enumerate(found):
+            guessed[row, : len(guess)] = guess
+        return guessed, counts
+
+    def _text(self, row: int) -> Text:
+        table = self.table
+        request = table.requests[row]
+        known = table.tokens[row, : table.length[row]]
+        return Text(
+            int(table.number[row]), known, int(table.prompt[row]), request.group, request.temperature, request.seed
         )
-    path = resolve(model)
-    tokenizer, network = load_tokenizer(path), load_model(path, device)
-    ids = encode_prompt(tokenizer, prompt, raw=raw)
-    if not ids:
-        raise RecipeError("the prompt is empty; give some text")
-    request = Request(ids, max_tokens, temperature, top_p, seed, stop_tokens(network))
-    start = time.perf_counter()
-    (completion,) = LocalEngine(network).generate([request])
-    seconds = time.perf_counter() - start
-    new = completion.token_ids
-    return {
-        "model": str(model),
-        "text": tokenizer.decode(new, skip_special_tokens=True),
-        "token_ids": new,
-        "tokens": len(new),
-        "finish_reason": completion.finish_reason,
-        "tokens_per_second": len(new) / seconds,
-        "acceptance_length": completion.acceptance_length,
-    }
+
+    def _draw(
+        self,
+        logits: torch.Tensor,
+        rows: np.ndarray,
+        positions: np.ndarray,
+        guessed: np.ndarray | None = None,
+        offsets: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """A token for each place: the row it belongs to, how many tokens stand before it, guesses among them."""
+        table = self.table
+        before = {}
+        for i in np.flatnonzero(table.penalised[rows]):
+            row, own = int(rows[i]), table.tokens[rows[i], : table.length[rows[i]]]
+            if guessed is not None and offsets is not None:
+                own = np.concatenate([own, guessed[row, : offsets[i]]])
+            before[int(i)] = (table.requests[row], int(table.prompt[row]), own)
+        places = Places(
+            table.seed[rows], positions, table.temperature[rows], table.top_p[rows], table.top_k[rows],
+            table.min_p[rows], before,
+        )  # fmt: skip
+        drawn = sampler.choose(logits, places)
+        if table.logprobs[rows].any():
+            found = sampler.logprob(logits, drawn).tolist()
+            self.drawn_logprobs = dict(zip(zip(rows.tolist(), positions.tolist(), strict=True), found, strict=True))
+        return drawn.numpy(force=True)
+
+    def _emit(self, rows: np.ndarray, drawn_NQ: np.ndarray, kept_N: np.ndarray) -> np.ndarray:
+        """Append what was drawn and stands; end texts that end. How many tokens each text was given."""
+        table = self.table
+        room = table.limit[rows] - table.length[rows]
+        taken, stopped = verify.ends(drawn_NQ, kept_N, room, table.stops[rows])
+        for row in np.flatnonzero(table.strings[rows]):
+            taken[row], stopped[row] = self._stop_string(
+                int(rows[row]), drawn_NQ[row, : taken[row]], bool(stopped[row])
+            )
+        table.forwards[rows] += 1
+        for place in range(int(taken.max())):
+            some = place < taken
+            table.tokens[rows[some], table.length[rows[some]] + place] = drawn_NQ[some, place]
+        if table.logprobs[rows].any():
+            for row, count in zip(rows.tolist(), taken.tolist(), strict=True):
+                if table.logprobs[row]:
+                    held = self.logprobs.setdefault(int(table.number[row]), [])
+                    start = int(table.length[row])
+                    held += [self.drawn_logprobs[row, start + place] for place in range(count)]
+        table.length[rows] += taken
+        table.cached[rows] = table.length[rows] - 1
+        if self.listener:
+            for number, new, count in zip(table.number[rows].tolist(), drawn_NQ, taken.tolist(), strict=True):
+                self.listener(number, new[:count].tolist())
+        over = stopped | (table.length[rows] >= table.limit[rows])
+        for i in np.flatnonzero(over)[::-1]:
+            self._finish(int(rows[i]), "stop" if stopped[i] else "length")
+        return taken
+
+    def _stop_string(self, row: int, new: np.ndarray, stopped: bool) -> tuple[int, bool]:
+        """How many new tokens stand until a stop string is whole, and whether the text has ended."""
+        written, stops = self.table.written(row), self.table.requests[row].stop
+        for count in range(1, len(new) + 1):
+            tail = (written + new[:count].tolist())[-(max(map(len, stops)) + 8) :]
+            text = self.tokenizer.decode(tail, skip_special_tokens=True)
+            if any(stop in text for stop in stops):
+                return count, True
+        return len(new), stopped
+
+    def _finish(self, row: int, reason: FinishReason) -> None:
+        """End the text of a row."""
+        table = self.table
+        number, written = int(table.number[row]), table.written(row)
+        if self.drafter is not None:
+            self.drafter.finish(
+                number, np.array(table.text(row), np.int32), int(table.prompt[row]), table.requests[row].group
+            )
+        forwards = int(table.forwards[row])
+        self.scheduler.remove(row)
+        self._complete(number, written, forwards, reason)
+
+    def _complete(self, number: int, written: list[int], forwards: int, reason: FinishReason) -> None:
+        self.deadlines.pop(number, None)
+        logprobs = self.logprobs.pop(number, None)
+        self.done[number] = Completion(written, reason, len(written) / max(1, forwards), logprobs)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a cache could take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_memory_bytes() or 1 << 30

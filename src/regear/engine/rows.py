@@ -9,7 +9,8 @@ from typing import Any
 from regear.core.errors import DataError, RecipeError, writing
 from regear.core.files import digest, publish
 from regear.core.run import Progress, silent
-from regear.engine.local import LocalEngine, stop_tokens
+from regear.engine.local import LocalEngine
+from regear.engine.text import stop_tokens
 from regear.engine.types import Request
 from regear.models.adapter import source_digest
 from regear.models.builtin import resolve

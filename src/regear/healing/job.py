@@ -24,6 +24,7 @@ from regear.measure.perplexity import Scores
 from regear.models.adapter import directories, source_digest
 from regear.models.builtin import resolve
 from regear.models.carry import carry_along, source_name
+from regear.models.head import check_head
 from regear.models.load import load_model, load_tokenizer, pick_device
 from regear.tasks.choice import load as load_task
 from regear.tasks.text import Window, digest_of, spread
@@ -32,7 +33,6 @@ from regear.train.parallel import World
 from regear.train.recipes import StageRecipe
 from regear.train.rows import open_sources
 from regear.train.stages import Job, check, run_stages, trained_model
-from regear.train.states import check_head
 from regear.train.stream import Stream
 from regear.train.teacher import FORWARD_ROWS, TeacherCache
 

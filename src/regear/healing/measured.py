@@ -14,10 +14,10 @@ from regear.core.stats import Interval
 from regear.measure.choice import ChoiceScores, score_choices
 from regear.measure.generation import Written, write
 from regear.measure.perplexity import Scores, score, score_pair
+from regear.models.head import check_head, decoder, head
 from regear.ops.linear import linear
 from regear.tasks.choice import load as load_task
 from regear.tasks.text import Window
-from regear.train.states import check_head, decoder, head
 
 TEXTS = ("evaluation", "elsewhere")
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regear.engine.local import LocalEngine, stop_tokens
+from regear.engine.local import LocalEngine
+from regear.engine.text import stop_tokens
 from regear.engine.types import Request
 from regear.tasks.text import Window, spread
 
@@ -62,4 +63,4 @@ def write(model: Any, tokenizer: Any, windows: Sequence[Window], *, prompts: int
         Request(list(tokenizer(window.text)["input_ids"])[:PROMPT_TOKENS], NEW_TOKENS, 0.0, 1.0, 0, stop_tokens(model))
         for window in spread(windows, prompts)
     ]
-    return Written([completion.token_ids for completion in LocalEngine(model).generate(requests)])
+    return Written([completion.token_ids for completion in LocalEngine(model, packed=False).generate(requests)])

@@ -9,7 +9,7 @@ from regear.core.errors import CheckpointError
 from regear.core.files import write_json
 from regear.core.report import Report, Section
 from regear.core.run import Progress, silent
-from regear.engine.local import generate
+from regear.engine.text import generate
 from regear.models.builtin import resolve
 
 MODEL = "smollm2-135m-instruct"

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
+from regear.models.head import decoder
 from regear.ops.fused import CPU_LOGITS, DEVICE_LOGITS
 from regear.train.recipes import StageRecipe
-from regear.train.states import decoder
 
 # Measured on a two-core x86 CPU in float32, sequence 256 to 512; the figure for GPUs is an estimate.
 EFFICIENCY = {"cpu": 0.65, "cuda": 0.35}

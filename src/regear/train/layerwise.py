@@ -16,10 +16,11 @@ from torch import nn
 from transformers.masking_utils import create_causal_mask
 
 from regear.core.errors import IncompatibleModel, RecipeError
+from regear.models.head import decoder
 from regear.train.batch import Batch
 from regear.train.objective_recipes import AlignRecipe, HiddenRecipe
 from regear.train.objectives import Loss
-from regear.train.states import decoder, run
+from regear.train.states import run
 
 # (layer, its input, its output), each [B, L, D].
 Seen = Callable[[int, torch.Tensor, torch.Tensor], None]

@@ -20,13 +20,13 @@ from torch import nn
 
 from regear.core.errors import BackendError
 from regear.core.run import Progress
+from regear.models.head import decoder
 from regear.train import checkpoint
 from regear.train.batch import Batch
 from regear.train.objectives import Loss
 from regear.train.optim import adamw, rate, settle
 from regear.train.parallel import World, parallelize, sync_gradients
 from regear.train.recipes import StageRecipe
-from regear.train.states import decoder
 
 TIMED_STEPS = 8  # a limit in minutes becomes a number of steps once so many have been timed
 UNKNOWN = 1 << 30  # steps, until then

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from regear.core.errors import RecipeError
+from regear.models.head import head
 from regear.ops.fused import fused_loss
 from regear.ops.terms import Teacher, Term, TopTeacher
 from regear.train.batch import Batch
@@ -23,7 +24,7 @@ from regear.train.objective_recipes import (
     ObjectiveRecipe,
     ReverseKlRecipe,
 )
-from regear.train.states import dense_teacher, head, predicting_states
+from regear.train.states import dense_teacher, predicting_states
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class CachedTeacher(Protocol):
 def objective(recipe: ObjectiveRecipe) -> Callable[[Any, Any, Batch], Loss]:
     """The objective of a recipe: (student, teacher or None, batch) → loss.
 
-    The models are Hugging Face causal language models that `states.check_head` accepts; a `CachedTeacher` will do where
+    The models are Hugging Face causal language models that `models.head.check_head` accepts; a `CachedTeacher` will do where
     the recipe's `teacher` is `distribution`. The batches of `dpo` hold chosen and rejected answers in turn.
 
     Raises:

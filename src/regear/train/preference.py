@@ -10,11 +10,12 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from regear.core.errors import DataError
+from regear.models.head import head
 from regear.ops.fused import token_logprobs
 from regear.train.batch import Batch
 from regear.train.objective_recipes import DpoRecipe
 from regear.train.objectives import Loss
-from regear.train.states import head, predicting_states
+from regear.train.states import predicting_states
 
 
 def dpo(recipe: DpoRecipe, student: Any, teacher: Any, batch: Batch) -> Loss:

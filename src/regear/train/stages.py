@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from regear.core.files import read_json, write_json
+from regear.models.head import check_head
 from regear.models.store import write_shard
 from regear.train import layerwise, lora
 from regear.train.loop import Hooks, Source, Stage, Trained
@@ -22,7 +23,6 @@ from regear.train.objectives import objective
 from regear.train.optim import select
 from regear.train.parallel import World, gathered
 from regear.train.recipes import StageRecipe
-from regear.train.states import check_head
 from regear.train.teacher import TeacherCache
 
 

@@ -1,33 +1,12 @@
-"""A causal model's last hidden states and its head, from which the losses make logits a few at a time."""
+"""A causal model's last hidden states, from which the losses make logits a few at a time."""
 
 from typing import Any
 
 import torch
-from torch import nn
 
-from regear.core.errors import IncompatibleModel
-from regear.ops.linear import linear
+from regear.models.head import decoder, head
 from regear.ops.terms import DenseTeacher
 from regear.train.batch import Batch
-
-PROBE = 8  # tokens
-
-
-def decoder(model: Any) -> Any:
-    """The model without its head."""
-    return model.get_decoder()
-
-
-def head(model: Any) -> torch.Tensor:
-    """The weight of the language-model head, [V, D].
-
-    Raises:
-        IncompatibleModel: the head is more than one matrix.
-    """
-    module = model.get_output_embeddings()
-    if not isinstance(module, nn.Linear) or module.bias is not None:
-        raise IncompatibleModel(f"the head is {module}; wanted a linear map without bias and without an adapter")
-    return module.weight
 
 
 def run(model: Any, batch: Batch) -> torch.Tensor:
@@ -49,22 +28,3 @@ def predicting_states(model: Any, batch: Batch) -> torch.Tensor:
 def dense_teacher(model: Any, batch: Batch) -> DenseTeacher:
     """A model's predictions that count, as constants."""
     return DenseTeacher(predicting_states(model, batch), head(model))
-
-
-@torch.no_grad()
-def check_head(model: Any) -> None:
-    """Prove on a few tokens that last hidden states times the head are the model's logits.
-
-    Raises:
-        IncompatibleModel: they are not, as in models that scale or cap their logits.
-    """
-    weight = head(model)
-    tokens = torch.arange(PROBE, device=weight.device).unsqueeze(0) % len(weight)
-    expected = model(input_ids=tokens, use_cache=False).logits.double()
-    found = linear(decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state, weight).double()
-    error = (found - expected).abs().max()
-    if not error <= 64 * torch.finfo(weight.dtype).eps * expected.abs().max():
-        raise IncompatibleModel(
-            f"{type(model).__name__}: its logits are not its last hidden states times its head (off by {error:.2g}), "
-            "as where logits are scaled or capped; such models cannot be trained here yet"
-        )

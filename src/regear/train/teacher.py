@@ -20,10 +20,11 @@ from torch.nn.functional import log_softmax
 from regear.core.errors import DataError, RecipeError, writing
 from regear.core.files import aside, publish, read_json, write_json
 from regear.core.run import Progress, silent
+from regear.models.head import head
 from regear.ops.terms import TopTeacher
 from regear.train.batch import Batch
 from regear.train.parallel import World
-from regear.train.states import head, predicting_states
+from regear.train.states import predicting_states
 
 FORWARD_ROWS = 4
 GROUP_BYTES = 4 << 20  # of a parquet row group: what is read at a time

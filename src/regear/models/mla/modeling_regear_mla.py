@@ -330,7 +330,7 @@ class RegearMlaDecoupledAttention(LatentAttention):
         cached the two maps cost the same and attending decides; with a long cache the break-even is at
         R (N + V) / (2 R - N - V) queries (171 for R 512 and N = V = 128).
         """
-        if self.training or self.config._attn_implementation not in ("sdpa", "eager"):
+        if self.training or self.config._attn_implementation not in ("sdpa", "eager", "regear_rows"):
             return False  # the other kernels take no keys this wide, or no mask
         if mask is None and length > 1:
             return False  # the kernel knows what is causal, and only for queries as they are
@@ -450,7 +450,10 @@ class RegearMlaModel(RegearMlaPreTrainedModel, LlamaModel):
         past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
         if position_ids is None:
             position_ids = torch.arange(past, past + new.shape[1], device=new.device).unsqueeze(0)
-        key_positions = self.key_positions(position_ids, attention_mask, past)
+        if getattr(past_key_values, "slots_are_positions", False):
+            key_positions = torch.arange(past + new.shape[1], device=new.device).unsqueeze(0)
+        else:
+            key_positions = self.key_positions(position_ids, attention_mask, past)
         kwargs["key_rotary"] = self.rotary_emb(self.norm.weight, key_positions)
         return super().forward(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
 

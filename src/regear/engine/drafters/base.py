@@ -1,0 +1,57 @@
+"""What a drafter is: it guesses the next tokens of texts in flight; the model decides.
+
+A guess is a chain of tokens. The engine draws its own token at every place, with its own noise, and keeps a guess only
+where it is that very token (sample-then-match, exact for whatever is guessed): a drafter can make decoding faster or
+slower, and change nothing.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text in flight, as a drafter sees it: `tokens` is a view of all that is known, the prompt first.
+
+    `temperature` and `seed` are those of the request, for drafters that guess with the engine's own noise.
+    """
+
+    number: int
+    tokens: Tokens
+    prompt: int
+    group: Hashable = None
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a guess: the text's number, how many tokens were guessed and kept, and the tokens that came."""
+
+    number: int
+    guessed: int
+    kept: int
+    emitted: Tokens
+
+
+class Drafter(Protocol):
+    """Guesses for a batch in one call. The engine calls all of it between its steps, from one thread."""
+
+    def propose(self, texts: Sequence[Text], most: Array) -> list[Tokens]:
+        """A guess for each text, at most `most[i]` tokens and possibly none."""
+        ...
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
+        """What became of the last guesses."""
+        ...
+
+    def finish(self, number: int, tokens: Tokens, prompt: int, group: Hashable) -> None:
+        """A text has ended, or left the engine; whatever is kept for it can go."""
+        ...

@@ -1,0 +1,165 @@
+"""Which texts are in flight: admitted as memory allows, begun from what others have read, put back when it runs out.
+
+Rows 0 to `ready` − 1 wait for their next token; rows from there on still read what is known of them. All rows are
+contiguous, so that a pass over some of them is a slice of the cache.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from regear.core.errors import RecipeError
+from regear.engine.runner import Runner
+from regear.engine.table import Table
+from regear.engine.types import Request
+
+GRAIN = 64  # slots
+SHARE = 16  # tokens that must be common before a row begins as a copy of another
+
+
+@dataclass
+class Waiting:
+    """A request that is not in flight, with all that is known of its text."""
+
+    number: int
+    request: Request
+    known: list[int]
+    forwards: int = 0
+
+
+class Scheduler:
+    """Rows of texts, and the queue before them.
+
+    Args:
+        most: rows at a time.
+        budget: bytes that the cache may take.
+        spare: slots a row needs beyond its known tokens in one pass.
+    """
+
+    def __init__(self, runner: Runner, *, most: int, budget: int, spare: int) -> None:
+        self.runner, self.most, self.spare = runner, most, spare
+        self.capacity = budget // max(1, runner.bytes_per_token)  # tokens, over all rows
+        self.table, self.queue = Table(), deque[Waiting]()
+        self.ready = self.rows = self.slots = self.preempted = 0
+
+    def add(self, number: int, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            RecipeError: its text would not fit in the cache even alone.
+        """
+        longest = len(request.prompt) + request.max_tokens
+        if _grain(longest + self.spare) > self.capacity:
+            raise RecipeError(
+                f"{len(request.prompt)} tokens of prompt and {request.max_tokens} new ones take "
+                f"{longest * self.runner.bytes_per_token / 1e6:,.0f} MB of cache, and "
+                f"{self.capacity * self.runner.bytes_per_token / 1e6:,.0f} are allowed; ask for fewer, or raise the limit"
+            )
+        self.queue.append(Waiting(number, request, list(request.prompt)))
+
+    def admit(self) -> None:
+        """Take what fits from the queue, in order; a text that another is about to have read waits for it."""
+        held: list[Waiting] = []
+        while self.queue and self.table.count < self.most:
+            item = self.queue.popleft()
+            source, common, soon = self._common(item.known)
+            if soon > common + SHARE:
+                held.append(item)
+                continue
+            if not self._fits(len(item.known)):
+                held.append(item)
+                break
+            self._begin(item, source, common)
+        self.queue.extendleft(reversed(held))
+
+    def _fits(self, length: int) -> bool:
+        """Whether one more row of this length, with some room to grow, can be held beside the others."""
+        longest = max([length, *self.table.length[: self.table.count]]) + self.spare
+        return (self.table.count + 1) * _grain(longest + GRAIN) <= self.capacity or not self.table.count
+
+    def _common(self, known: list[int]) -> tuple[int, int, int]:
+        """The row that has read most of a text's beginning, how much, and how much some row will have read soon."""
+        table = self.table
+        if not self.runner.shares or not table.count:
+            return 0, 0, 0
+        width = min(len(known), table.tokens.shape[1])
+        same = table.tokens[: table.count, :width] == np.array(known[:width], np.int32)
+        length = np.logical_and.accumulate(same, axis=1).sum(1)
+        length = np.minimum(length, len(known) - 1)  # the last token must be read, for what comes after it
+        read = np.minimum(length, table.cached[: table.count])
+        source = int(read.argmax())
+        return source, int(read[source]), int(np.minimum(length, table.length[: table.count]).max())
+
+    def _begin(self, item: Waiting, source: int, common: int) -> None:
+        row = self.table.add(item.number, item.request, item.known)
+        self.table.forwards[row] = item.forwards
+        self.room(len(item.known) + self.spare)
+        if common >= SHARE:
+            self.runner.copy(source, row, common)
+            self.table.cached[row] = common
+
+    def room(self, slots: int) -> None:
+        """Hold all rows with so many slots each; rows that do not fit go back to the queue, the newest first."""
+        table = self.table
+        slots = max(_grain(slots), self.slots)
+        while table.count > 1 and table.count * slots > self.capacity:
+            self.put_back()
+        rows = self.rows
+        if table.count > rows:
+            rows = min(self.most, max(table.count, 2 * rows))
+        if slots > self.slots:
+            rows = table.count if self.slots else rows
+            slots = max(slots, _grain(self.slots * 5 // 4))
+        if rows * slots > self.capacity:
+            rows, slots = table.count, min(slots, max(self.slots, self.capacity // table.count))
+        if (rows, slots) != (self.rows, self.slots):
+            self.rows, self.slots = rows, slots
+            self.runner.reserve(rows, slots, table.count)
+
+    def put_back(self) -> None:
+        """Preempt the newest text: what is known of it will be read again."""
+        table = self.table
+        row = int(table.number[: table.count].argmax())
+        item = Waiting(int(table.number[row]), table.requests[row], table.text(row), int(table.forwards[row]))
+        self.remove(row)
+        self.queue.appendleft(item)
+        self.preempted += 1
+
+    def set_ready(self, row: int) -> None:
+        """A row has been read to its end."""
+        if row != self.ready:
+            self._exchange(row, self.ready)
+        self.ready += 1
+
+    def _exchange(self, one: int, other: int) -> None:
+        """Two rows change places, by way of a row beyond the last."""
+        table = self.table
+        spare = table.count
+        if spare >= self.rows:
+            self.rows = spare + 1
+            self.runner.reserve(self.rows, self.slots, spare)
+        lengths = [int(table.cached[row]) for row in (one, other)]
+        self.runner.copy(one, spare, lengths[0])
+        self.runner.copy(other, one, lengths[1])
+        self.runner.copy(spare, other, lengths[0])
+        table.swap(one, other)
+
+    def remove(self, row: int) -> None:
+        """Take a row out; others close the gaps."""
+        table = self.table
+        if row < self.ready:
+            self.ready -= 1
+            self._shift(self.ready, row)
+            row = self.ready
+        self._shift(table.count - 1, row)
+        table.pop()
+
+    def _shift(self, source: int, target: int) -> None:
+        if source != target:
+            self.runner.copy(source, target, int(self.table.cached[source]))
+            self.table.move(source, target)
+
+
+def _grain(slots: int) -> int:
+    return -(-slots // GRAIN) * GRAIN

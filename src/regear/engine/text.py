@@ -1,0 +1,80 @@
+"""One prompt in, its text out: what `regear generate` does around an engine."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from regear.core.errors import RecipeError
+from regear.engine.local import LocalEngine
+from regear.engine.types import Request
+from regear.models.builtin import resolve
+from regear.models.load import load_model, load_tokenizer
+
+
+def stop_tokens(model: Any) -> tuple[int, ...]:
+    """The end-of-sequence ids that the model's generation settings name."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        return ()
+    return tuple(found) if isinstance(found, list) else (int(found),)
+
+
+def encode_prompt(tokenizer: Any, prompt: str, *, raw: bool) -> list[int]:
+    """Token ids of a prompt: as a user's turn of the chat template where there is one, unless `raw`."""
+    if raw or not getattr(tokenizer, "chat_template", None):
+        return list(tokenizer(prompt)["input_ids"])
+    messages = [{"role": "user", "content": prompt}]
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
+
+
+def generate(
+    model: str | Path,
+    prompt: str,
+    *,
+    raw: bool = False,
+    max_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Complete one prompt.
+
+    Args:
+        model: directory, hub id or embedded name.
+        prompt: the text; wrapped in the chat template where the model has one.
+        raw: the prompt as it is.
+        max_tokens: at most so many new tokens.
+        temperature: 0 is greedy.
+        top_p: nucleus sampling.
+        seed: of the sampling.
+
+    Returns the JSON object that `regear generate --json` prints.
+
+    Raises:
+        RecipeError: a parameter out of range or an empty prompt.
+    """
+    if max_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise RecipeError(
+            f"found max_tokens={max_tokens}, temperature={temperature}, top_p={top_p}; "
+            "wanted max_tokens >= 1, temperature >= 0, 0 < top_p <= 1"
+        )
+    path = resolve(model)
+    tokenizer, network = load_tokenizer(path), load_model(path, device)
+    ids = encode_prompt(tokenizer, prompt, raw=raw)
+    if not ids:
+        raise RecipeError("the prompt is empty; give some text")
+    request = Request(ids, max_tokens, temperature, top_p, seed, stop_tokens(network))
+    start = time.perf_counter()
+    (completion,) = LocalEngine(network).generate([request])
+    seconds = time.perf_counter() - start
+    new = completion.token_ids
+    return {
+        "model": str(model),
+        "text": tokenizer.decode(new, skip_special_tokens=True),
+        "token_ids": new,
+        "tokens": len(new),
+        "finish_reason": completion.finish_reason,
+        "tokens_per_second": len(new) / seconds,
+        "acceptance_length": completion.acceptance_length,
+    }
