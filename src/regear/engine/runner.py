@@ -33,7 +33,7 @@ class Runner(Protocol):
         ...
 
     def read(self, first: int, tokens_NQ: Array, counts_N: Array, starts_N: Array, wanted_NQ: Array) -> torch.Tensor:
-        """Scores [R, V] after the wanted tokens; row first + i reads `counts[i]` tokens after `starts[i]` earlier ones."""
+        """Scores [R, V] after the wanted tokens; row first + i reads `counts[i]` tokens after `starts[i]` others."""
         ...
 
     def keep(self, first: int, kept_N: Array) -> None:
