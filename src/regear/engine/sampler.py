@@ -1,6 +1,6 @@
 """From scores to tokens: greedy, or the maximum of scores plus noise that is keyed by seed and place.
 
-    z = penalised scores / temperature; tokens outside top-k, min-p, top-p are left out; token = argmax(z + g(seed, place))
+    z = penalised scores / temperature, less what top-k, min-p and top-p leave out;  token = argmax(z + g(seed, place))
 
 Shape letters: R places to fill, V vocabulary.
 """
