@@ -34,7 +34,7 @@ CASES = {
     "align": {"objective": "align"},
 }
 KINDS = {
-    "matrix products": ("mm", "addmm", "bmm", "linear"),
+    "matrix products": ("mm", "addmm", "bmm", "linear", "mkldnn"),
     "attention": ("scaled_dot_product",),
     "softmax of the loss": ("log_softmax", "softmax", "exp"),
     "AdamW": ("adamw", "foreach", "lerp", "addcdiv", "addcmul"),

@@ -13,8 +13,9 @@ import torch
 from transformers import DynamicCache
 
 from regear.core.errors import IncompatibleModel
-from regear.engine import attention
+from regear.engine import attention, lean
 from regear.engine.cache import Pass, RowCache, row_cache
+from regear.engine.lean import LeanDecoder
 from regear.models.head import check_head
 from regear.ops.linear import adopt, pack
 
@@ -53,11 +54,13 @@ class AttentionRunner:
     def __init__(self, model: Any, *, packed: bool = True) -> None:
         self.model, self.device = model, model.device
         attention.register()
-        if packed:
-            adopt(model)
-            pack(model)
         self.bytes_per_token, self.cache = self._probe()
         self.split = self._split()
+        if packed:
+            adopt(model)
+        self.lean = self._lean(packed) if self.split and lean.fits(model) else None
+        if packed:
+            pack(model if self.lean is None else model.get_output_embeddings())
 
     @torch.no_grad()
     def _probe(self) -> tuple[int, RowCache]:
@@ -76,6 +79,35 @@ class AttentionRunner:
             return False
         return True
 
+    @torch.no_grad()
+    def _lean(self, packed: bool) -> LeanDecoder | None:
+        """The decoder in few operations, if it finds the same states as the model's own on rows of unequal length."""
+        few = LeanDecoder(self.model, packed=packed)
+        generator = torch.Generator().manual_seed(0)
+        size = len(self.model.get_input_embeddings().weight)
+        tokens = [torch.randint(size, (3, width), generator=generator).to(self.device) for width in (9, 1, 3)]
+        found: list[list[torch.Tensor]] = [[], []]
+        for held, states in zip((RowCache(len(few.layers)), RowCache(len(few.layers))), found, strict=True):
+            held.reserve(3, 16, 0)
+            for new, starts in zip(tokens, ([0, 0, 0], [9, 4, 7], [10, 5, 8]), strict=True):
+                plan = Pass(0, starts, new.shape[1], self.device)
+                held.begin(plan)
+                if states is found[0]:
+                    states.append(few(new, plan, plan.mask(), held))
+                else:
+                    states.append(self._states(new, plan, held))
+        ours, theirs = (torch.cat(states, dim=1).double() for states in found)
+        # The models' norms compute in float32, whatever the rest does.
+        eps = max(torch.finfo(self.model.dtype).eps, torch.finfo(torch.float32).eps)
+        close = (ours - theirs).abs().max() <= 256 * eps * theirs.abs().max()
+        return few if close else None
+
+    def _states(self, tokens: torch.Tensor, plan: Pass, cache: RowCache) -> torch.Tensor:
+        """Last hidden states by the model's own decoder."""
+        with self._attending():
+            states: torch.Tensor = self.model.get_decoder()(**inputs(tokens, plan, cache)).last_hidden_state
+            return states
+
     def reserve(self, rows: int, slots: int, live: int) -> None:
         """Room for so many rows of so many tokens."""
         self.cache.reserve(rows, slots, live)
@@ -86,20 +118,17 @@ class AttentionRunner:
         plan = Pass(first, starts_N.tolist(), tokens_NQ.shape[1], self.device)
         self.cache.begin(plan)
         places = torch.from_numpy(np.flatnonzero(wanted_NQ)).to(self.device)
-        inputs = {
-            "input_ids": torch.from_numpy(tokens_NQ.astype(np.int64)).to(self.device),
-            "position_ids": plan.positions_NQ,
-            "attention_mask": plan.mask(),
-            "past_key_values": self.cache,
-            "use_cache": True,
-        }
-        with self._attending():
-            if not self.split:
-                logits: torch.Tensor = self.model(**inputs).logits
-                return logits.flatten(0, 1)[places]
-            hidden = self.model.get_decoder()(**inputs).last_hidden_state
-            scores: torch.Tensor = self.model.get_output_embeddings()(hidden.flatten(0, 1)[places])
-            return scores
+        tokens = torch.from_numpy(tokens_NQ.astype(np.int64)).to(self.device)
+        if not self.split:
+            with self._attending():
+                logits: torch.Tensor = self.model(**inputs(tokens, plan, self.cache)).logits
+            return logits.flatten(0, 1)[places]
+        if self.lean is None:
+            hidden = self._states(tokens, plan, self.cache)
+        else:
+            hidden = self.lean(tokens, plan, plan.mask(), self.cache)
+        scores: torch.Tensor = self.model.get_output_embeddings()(hidden.flatten(0, 1)[places])
+        return scores
 
     @contextmanager
     def _attending(self) -> Iterator[None]:
@@ -118,3 +147,14 @@ class AttentionRunner:
     def copy(self, source: int, target: int, length: int) -> None:
         """Row `target` becomes the first `length` tokens of row `source`."""
         self.cache.copy(source, target, length)
+
+
+def inputs(tokens_NQ: torch.Tensor, plan: Pass, cache: RowCache) -> dict[str, Any]:
+    """A pass as transformers' models take it."""
+    return {
+        "input_ids": tokens_NQ,
+        "position_ids": plan.positions_NQ,
+        "attention_mask": plan.mask(),
+        "past_key_values": cache,
+        "use_cache": True,
+    }

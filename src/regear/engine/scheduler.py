@@ -51,10 +51,10 @@ class Scheduler:
         """
         longest = len(request.prompt) + request.max_tokens
         if _grain(longest + self.spare) > self.capacity:
+            needed, allowed = (tokens * self.runner.bytes_per_token / 1e6 for tokens in (longest, self.capacity))
             raise RecipeError(
-                f"{len(request.prompt)} tokens of prompt and {request.max_tokens} new ones take "
-                f"{longest * self.runner.bytes_per_token / 1e6:,.0f} MB of cache, and "
-                f"{self.capacity * self.runner.bytes_per_token / 1e6:,.0f} are allowed; ask for fewer, or raise the limit"
+                f"{len(request.prompt)} tokens of prompt and {request.max_tokens} new ones take {needed:,.0f} MB of "
+                f"cache, and {allowed:,.0f} are allowed; ask for fewer, or raise the limit"
             )
         self.queue.append(Waiting(number, request, list(request.prompt)))
 

@@ -17,9 +17,10 @@ class Request:
         temperature: 0 is greedy.
         top_p: of the likeliest tokens that together have this mass. `top_k`: of so many; 0 is all. `min_p`: of those
             with at least this share of the likeliest one's probability.
-        seed: of the noise, which also depends on the place in the text and on nothing else; `ops.noise.key` makes one of
-            (seed, request, sample, epoch).
-        stop_tokens: ids that end the text and stay in it. `stop`: strings that end it; needs an engine with a tokenizer.
+        seed: of the noise, which also depends on the place in the text and on nothing else; `ops.noise.key` makes one
+            of (seed, request, sample, epoch).
+        stop_tokens: ids that end the text and stay in it.
+        stop: strings that end it; they need an engine with a tokenizer.
         repetition_penalty: divides positive and multiplies negative scores of all tokens seen, the prompt's too.
         presence_penalty, frequency_penalty: subtracted from the score of a token already written, once and per time.
         logprobs: whether the log-probability of each new token is returned, that of the model itself: at temperature

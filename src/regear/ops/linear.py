@@ -69,7 +69,7 @@ class _Linear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """A linear map whose products go through `linear`; without gradients through the layout of `pack`, if it has one."""
+    """A linear map whose products go through `linear`; or, without gradients, through the layout that `pack` made."""
 
     packed: tuple[torch.Tensor, int] | None = None
 

@@ -2,7 +2,7 @@
 
 Gumbel noise g makes sampling a maximum: argmax(z + g) is distributed as softmax(z) (Gumbel, 1954). With g a function of
 (seed, position, token), the same scores give the same token whatever was computed beside them, and a drafter that adds
-the same noise to its own scores guesses as well as two independent samplers can agree (Daliri et al., arXiv 2408.07978).
+the same noise to its own scores guesses nearly as well as any could (Daliri et al., arXiv 2408.07978).
 """
 
 import numpy as np

@@ -15,6 +15,7 @@ from torch import nn
 
 from regear.models.head import decoder
 from regear.ops.fused import CPU_LOGITS, DEVICE_LOGITS
+from regear.ops.linear import product
 from regear.train.recipes import StageRecipe
 
 # Measured on a two-core x86 CPU in float32, sequence 256 to 512; the figure for GPUs is an estimate.
@@ -244,10 +245,10 @@ def matrix_rate(device: torch.device, seconds: float = PROBE_SECONDS) -> float:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     width = PROBE_WIDTH * (8 if device.type == "cuda" else 1)
     one = torch.ones(width, width, dtype=dtype, device=device)
-    _finish(one @ one)
+    _finish(product(one, one))
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
-        _finish(one @ one)
+        _finish(product(one, one))
         done += 1
     return 2 * width**3 * done / (time.perf_counter() - started)
 

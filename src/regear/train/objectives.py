@@ -48,8 +48,8 @@ class CachedTeacher(Protocol):
 def objective(recipe: ObjectiveRecipe) -> Callable[[Any, Any, Batch], Loss]:
     """The objective of a recipe: (student, teacher or None, batch) → loss.
 
-    The models are Hugging Face causal language models that `models.head.check_head` accepts; a `CachedTeacher` will do where
-    the recipe's `teacher` is `distribution`. The batches of `dpo` hold chosen and rejected answers in turn.
+    The models are Hugging Face causal language models that `models.head.check_head` accepts; a `CachedTeacher` will do
+    where the recipe's `teacher` is `distribution`. The batches of `dpo` hold chosen and rejected answers in turn.
 
     Raises:
         RecipeError: when called with no teacher, or a cached one, where it needs one.

@@ -1,0 +1,69 @@
+"""The decoder in few operations: used where it proves equal to transformers' own, and only there."""
+
+import pytest
+import torch
+
+from regear.engine import lean
+from regear.engine.local import LocalEngine
+from regear.engine.runner import AttentionRunner
+from regear.engine.types import Request
+from regear.models.load import load_model
+from tests.tiny import FAMILIES
+
+LEAN = [family for family in FAMILIES if family != "qwen3-moe"]
+REQUESTS = [Request([7, 8, 9], 12), Request(list(range(40)), 9), Request([3], 15)]
+
+
+def stock(model, request):
+    ids = torch.tensor([list(request.prompt)])
+    found = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_tokens, do_sample=False, eos_token_id=None
+    )
+    return found[0, len(request.prompt) :].tolist()
+
+
+@pytest.mark.parametrize("family", LEAN)
+def test_every_dense_family_is_proven_and_writes_the_same_text(family, tiny):
+    model = load_model(tiny(family))
+    wanted = [stock(model, request) for request in REQUESTS]
+    engine = LocalEngine(model)
+    assert engine.runner.lean is not None
+    assert [completion.token_ids for completion in engine.generate(REQUESTS)] == wanted
+
+
+def test_experts_keep_the_models_own_decoder(tiny):
+    assert AttentionRunner(load_model(tiny("qwen3-moe"))).lean is None
+
+
+DEFECTS = {
+    "scale": lambda few: setattr(few, "scaling", 2 * few.scaling),
+    "eps": lambda few: setattr(few, "eps", 0.1),
+    "gain": lambda few: setattr(few.layers[1], "before", few.layers[0].before),
+    "map": lambda few: setattr(few.layers[0], "output", few.layers[1].output),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_decoder_that_differs_is_not_used(defect, tiny, monkeypatch):
+    made = lean.LeanDecoder.__init__
+
+    def broken(self, model, *, packed):
+        made(self, model, packed=packed)
+        DEFECTS[defect](self)
+
+    model = load_model(tiny("qwen3"))
+    wanted = stock(model, REQUESTS[1])
+    monkeypatch.setattr(lean.LeanDecoder, "__init__", broken)
+    engine = LocalEngine(model)
+    assert engine.runner.lean is None
+    assert engine.generate([REQUESTS[1]])[0].token_ids == wanted
+
+
+def test_weights_trained_since_are_read(tiny):
+    model = load_model(tiny("llama"))
+    engine = LocalEngine(model)
+    before = engine.generate([REQUESTS[0]])[0].token_ids
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5).add_(0.01)
+    assert LocalEngine(model).generate([REQUESTS[0]])[0].token_ids == stock(model, REQUESTS[0]) != before
