@@ -5,7 +5,7 @@ import torch
 
 import regear
 from regear.core.errors import RecipeError
-from regear.engine.local import LocalEngine
+from regear.engine.local import Limits, LocalEngine
 from regear.engine.text import encode_prompt, stop_tokens
 from regear.engine.types import Request
 from regear.models.load import load_model, load_tokenizer
@@ -54,3 +54,23 @@ def test_the_verb(tiny):
 def test_bad_parameters(bad, tiny):
     with pytest.raises(RecipeError):
         regear.generate(tiny("llama"), bad.pop("prompt", "x"), **bad)
+
+
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_given_tokens_are_scored_as_the_model_scores_them(chunk, tiny):
+    model = load_model(tiny("qwen3"))
+    texts = [list(range(5, 30)), [7], [9, 9, 9]]
+    found = LocalEngine(model, limits=Limits(chunk=chunk)).score(texts)
+    for text, mine in zip(texts, found, strict=True):
+        logs = model(torch.tensor([text])).logits[0].log_softmax(-1)
+        wanted = [logs[place, token].item() for place, token in enumerate(text[1:])]
+        assert mine == pytest.approx(wanted, abs=1e-4)
+
+
+def test_scoring_needs_an_idle_engine_and_a_text(tiny):
+    engine = LocalEngine(load_model(tiny("llama")))
+    engine.submit(Request([1, 2], 4))
+    with pytest.raises(RecipeError, match="in flight"):
+        engine.score([[1, 2]])
+    with pytest.raises(RecipeError, match="empty"):
+        LocalEngine(load_model(tiny("llama"))).score([[]])

@@ -116,6 +116,29 @@ class LocalEngine:
             found = [self.done.pop(number, None) for number in numbers]
         return [completion for completion in found if completion is not None]
 
+    def score(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of every token of each text but its first, given those before it, nats.
+
+        Raises:
+            RecipeError: requests are in flight, an empty text, or one too long for the cache.
+        """
+        if self.scheduler.queue or self.table.count:
+            raise RecipeError("texts are scored while no request is in flight; let the requests end first")
+        return [self._score(list(text)) for text in texts]
+
+    def _score(self, text: list[int]) -> list[float]:
+        if not text:
+            raise RecipeError("found an empty text; give at least one token")
+        self.scheduler.hold(1, len(text))
+        found: list[float] = []
+        for start in range(0, len(text) - 1, self.chunk):
+            part = np.array([text[start : min(start + self.chunk, len(text) - 1)]], np.int32)
+            count = np.array([part.shape[1]])
+            logits = self.runner.read(0, part, count, np.array([start]), np.ones_like(part, bool))
+            self.runner.keep(0, count)
+            found += sampler.logprob(logits, torch.tensor(text[start + 1 : start + 1 + len(logits)])).tolist()
+        return found
+
     def step(self) -> None:
         """One round of admission, reading and decoding."""
         now = time.monotonic()

@@ -117,7 +117,7 @@ def penalise(row_V: torch.Tensor, request: Request, prompt: int, before: Array) 
 def logprob(logits_RV: torch.Tensor, tokens_R: torch.Tensor) -> torch.Tensor:
     """Log-probability of each token under the model itself, nats, [R]."""
     wide = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
-    return wide.gather(1, tokens_R.unsqueeze(1)).squeeze(1) - wide.logsumexp(1)
+    return wide.gather(1, tokens_R.to(wide.device).unsqueeze(1)).squeeze(1) - wide.logsumexp(1)
 
 
 def _column(values: Array, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -99,6 +99,18 @@ class Scheduler:
             self.runner.copy(source, row, common)
             self.table.cached[row] = common
 
+    def hold(self, rows: int, slots: int) -> None:
+        """Room for rows of this length while no text is in flight.
+
+        Raises:
+            RecipeError: more than the cache may take.
+        """
+        if rows * slots > self.capacity:
+            raise RecipeError(f"{rows} x {slots} tokens do not fit in a cache of {self.capacity}; raise the limit")
+        if rows > self.rows or slots > self.slots:
+            self.rows, self.slots = rows, slots
+            self.runner.reserve(rows, slots, 0)
+
     def room(self, slots: int) -> None:
         """Hold all rows with so many slots each; rows that do not fit go back to the queue, the newest first."""
         table = self.table
