@@ -4,7 +4,10 @@ What a layer computes is what its module in transformers computes; what is left 
 does. Queries, keys and values are one product, gate and up another; queries and keys are rotated together. Made from
 the modules of a loaded model, and used only where a probe shows the same states as theirs (`proven`).
 
-Shape letters: N rows, Q new tokens of a row, M = N · Q, D hidden width, H query heads, G key heads, W head width.
+Rows that read fewer tokens than others are padded for attention only: every other map sees the tokens alone.
+
+Shape letters: N rows, Q new tokens of a row (padded), M tokens of all rows, D hidden width, H query heads, G key heads,
+W head width.
 """
 
 from dataclasses import dataclass
@@ -68,26 +71,33 @@ class LeanDecoder:
             heads,
         )
 
-    def __call__(self, tokens_NQ: torch.Tensor, plan: Pass, mask: torch.Tensor | None, cache: RowCache) -> torch.Tensor:
-        """Last hidden states after the final norm, [N, Q, D]."""
-        rows, length = tokens_NQ.shape
-        cos, sin = self.rotary(self.norm, plan.positions_NQ)
+    def __call__(
+        self, tokens_NQ: torch.Tensor, plan: Pass, cache: RowCache, real_M: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Last hidden states after the final norm, [M, D].
+
+        Args:
+            real_M: which of the N · Q places hold a token, in order; None is all.
+        """
+        positions, tokens = plan.positions_NQ.flatten(), tokens_NQ.flatten()
+        if real_M is not None:
+            positions, tokens = positions[real_M], tokens[real_M]
+        cos, sin = self.rotary(self.norm, positions.unsqueeze(0))
         half = self.width // 2
-        rotary = cos.unsqueeze(2), torch.cat([-sin[..., :half], sin[..., half:]], dim=-1).unsqueeze(2)
-        share = self.query_heads // self.key_heads
-        if mask is not None:
+        rotary = cos[0].unsqueeze(1), torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1).unsqueeze(1)
+        if (mask := plan.mask()) is not None:
             mask = torch.zeros_like(mask, dtype=self.norm.dtype).masked_fill_(~mask, -torch.inf)
-            mask = mask.repeat(1, 1, share, 1) if length > 1 else mask
-        x = self.embed(tokens_NQ).view(rows * length, -1)
+            mask = mask.repeat(1, 1, self.query_heads // self.key_heads, 1) if plan.width > 1 else mask
+        x = self.embed(tokens)
         for layer, held in zip(self.layers, cache.held, strict=True):
             y = x if layer.before is None else self._normed(x, layer.before[0])
-            y = self._attend(layer, y, plan, mask, rotary, held)
+            y = self._attend(layer, y, plan, mask, rotary, held, real_M)
             x = x + (y if layer.after is None else self._normed(y, layer.after[0]))
             y = x if layer.before is None else self._normed(x, layer.before[1])
             gate, up = layer.gate_up(y).chunk(2, dim=-1)
             y = layer.down(silu(gate).mul_(up))
             x = x + (y if layer.after is None else self._normed(y, layer.after[1]))
-        return self._normed(x, self.norm).view(rows, length, -1)
+        return self._normed(x, self.norm)
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, weight.shape, weight, self.eps)
@@ -100,18 +110,20 @@ class LeanDecoder:
         mask: torch.Tensor | None,
         rotary: tuple[torch.Tensor, torch.Tensor],
         held: Any,
+        real_M: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention of one layer, [M, D] to [M, D]."""
         rows, length, share = plan.count, plan.width, self.query_heads // self.key_heads
         turned = (self.query_heads + self.key_heads) * self.width
         flat = layer.qkv(x)
-        heads, value = flat[:, :turned], flat[:, turned:].view(rows, length, self.key_heads, self.width)
+        heads, value = flat[:, :turned], flat[:, turned:].unflatten(1, (-1, self.width))
         if layer.heads is not None:
             heads = self._normed_heads(heads, layer.heads)
-        heads = heads.view(rows, length, -1, self.width)
+        heads = heads.view(len(x), -1, self.width)
         cos, signed = rotary
-        swapped = heads.view(*heads.shape[:3], 2, -1).flip(3).view(heads.shape)
+        swapped = heads.view(len(x), -1, 2, self.width // 2).flip(2).view(heads.shape)
         heads = torch.addcmul(heads * cos, swapped, signed)
+        heads, value = (_padded(part, plan, real_M) for part in (heads, value))
         query, key = heads[:, :, : self.query_heads], heads[:, :, self.query_heads :]
         if not held.is_initialized:
             held.lazy_initialization(key.transpose(1, 2), value.transpose(1, 2))
@@ -120,7 +132,8 @@ class LeanDecoder:
         query = query.reshape(rows, self.key_heads, share * length, self.width)
         found = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scaling)
         found = found.view(rows, self.key_heads, share, length, self.width).permute(0, 3, 1, 2, 4)
-        result: torch.Tensor = layer.output(found.reshape(rows * length, -1))
+        found = found.reshape(rows * length, -1)
+        result: torch.Tensor = layer.output(found if real_M is None else found[real_M])
         return result
 
     def _normed_heads(self, heads: torch.Tensor, weights: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -131,6 +144,14 @@ class LeanDecoder:
             for part, weight in zip((query, key), weights, strict=True)
         ]
         return torch.cat(parts, dim=-1)
+
+
+def _padded(part_MHW: torch.Tensor, plan: Pass, real_M: torch.Tensor | None) -> torch.Tensor:
+    """Tokens in their places, [N, Q, H, W]; zeros in those that hold none."""
+    if real_M is not None:
+        places = part_MHW.new_zeros(plan.count * plan.width, *part_MHW.shape[1:])
+        part_MHW = places.index_copy_(0, real_M, part_MHW)
+    return part_MHW.view(plan.count, plan.width, *part_MHW.shape[1:])
 
 
 def joined(maps: list[Any]) -> Any:

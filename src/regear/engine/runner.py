@@ -93,7 +93,7 @@ class AttentionRunner:
                 plan = Pass(0, starts, new.shape[1], self.device)
                 held.begin(plan)
                 if states is found[0]:
-                    states.append(few(new, plan, plan.mask(), held))
+                    states.append(few(new, plan, held).view(3, new.shape[1], -1))
                 else:
                     states.append(self._states(new, plan, held))
         ours, theirs = (torch.cat(states, dim=1).double() for states in found)
@@ -124,11 +124,22 @@ class AttentionRunner:
                 logits: torch.Tensor = self.model(**inputs(tokens, plan, self.cache)).logits
             return logits.flatten(0, 1)[places]
         if self.lean is None:
-            hidden = self._states(tokens, plan, self.cache)
+            hidden = self._states(tokens, plan, self.cache).flatten(0, 1)[places]
         else:
-            hidden = self.lean(tokens, plan, plan.mask(), self.cache)
-        scores: torch.Tensor = self.model.get_output_embeddings()(hidden.flatten(0, 1)[places])
+            hidden = self._lean_states(tokens, plan, counts_N, wanted_NQ)
+        scores: torch.Tensor = self.model.get_output_embeddings()(hidden)
         return scores
+
+    def _lean_states(self, tokens: torch.Tensor, plan: Pass, counts_N: Array, wanted_NQ: Array) -> torch.Tensor:
+        """Last hidden states of the wanted tokens, [R, D]; padding is left out."""
+        assert self.lean is not None
+        real = np.arange(plan.width) < counts_N[:, None]
+        if real.all():
+            places = torch.from_numpy(np.flatnonzero(wanted_NQ)).to(self.device)
+            return self.lean(tokens, plan, self.cache)[places]
+        order = torch.from_numpy(np.flatnonzero(real)).to(self.device)
+        places = torch.from_numpy(np.flatnonzero(wanted_NQ[real])).to(self.device)
+        return self.lean(tokens, plan, self.cache, order)[places]
 
     @contextmanager
     def _attending(self) -> Iterator[None]:
