@@ -48,6 +48,17 @@ def test_every_command_runs(page, tiny, tmp_path, monkeypatch, capsys, text):
             assert words[:2] in (["git", "clone"], ["pip", "install"], ["cd", "regear"]) or words[0] == "cd", line
 
 
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if PYTHON.search(page.read_text())], ids=lambda p: p.name)
+def test_every_python_example_runs(page, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in PYTHON.findall(page.read_text()):
+        exec(compile(block.replace("smollm2-135m-instruct", str(tiny("llama"))), page.name, "exec"), {})
+    assert capsys.readouterr().out
+
+
 def _documents(text):
     from regear.tasks.text import Document
 
