@@ -3,7 +3,7 @@
     PYTHON ctranslate2_child.py MODEL COMPUTE_TYPE THREADS
     {"prompts": [[id, …], …], "count": n} → {"tokens": [[id, …], …], "times": [[seconds, …], …], "began": seconds}
 
-MODEL is what `ct2-transformers-converter --model DIR --output_dir MODEL --quantization TYPE` wrote. Texts do not end early.
+MODEL is what `ct2-transformers-converter --model DIR --output_dir MODEL --quantization TYPE` wrote.
 """
 
 import json

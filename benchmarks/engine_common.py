@@ -17,7 +17,6 @@ from regear.core.errors import RegearError
 from regear.engine.sampler import Places, noisy
 from regear.models.load import load_model
 from regear.ops.noise import key
-from regear.tasks.text import read_documents
 
 Prompts = Sequence[Sequence[int]]
 TIE = 1e-4  # scores this close may fall either way
@@ -85,24 +84,17 @@ def load_int8(path: Path) -> tuple[Any, str]:
         return None, f"int8 is left out, load_model(dtype='int8') says: {error}"
 
 
-def cut_prompts(tokenizer: Any, text: str, count: int, length: int, kind: str | None = None) -> list[list[int]]:
-    """`count` stretches of `length` tokens, spread over the documents of one kind, or of all if there is none."""
-    documents = read_documents([text], "training")
-    chosen = [document.text for document in documents if document.kind == kind]
-    raw, size = "\n\n".join(chosen or [document.text for document in documents]), 8 * length + 64
-    wrapped, stride = raw * (1 + -(-size // len(raw))), len(raw) // count
-    return [list(tokenizer(wrapped[i * stride :][:size])["input_ids"][:length]) for i in range(count)]
-
-
 @torch.no_grad()
 def partings(
     model: Any, prompts: Prompts, one: Run, other: Run, *, temperature: float = 0.0, seed: int = 0
 ) -> list[Parting]:
-    """Every text whose tokens differ, as far as both go; scores are the model's own, one text at a time, with noise."""
+    """Every text whose tokens differ, one longer than the other too; scores are the model's own, one text at a time, with noise."""
     found = []
     for i, (prompt, left, right) in enumerate(zip(prompts, one.tokens, other.tokens, strict=True)):
         same = next((p for p, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), None)
         if same is None:
+            if len(left) != len(right):
+                found.append(Parting(i, min(len(left), len(right)), float("inf")))
             continue
         ids = torch.tensor([[*prompt, *left[:same]]], device=model.device)
         scores = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, 0]

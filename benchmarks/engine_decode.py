@@ -18,7 +18,6 @@ from engine_common import (
     Contender,
     Prompts,
     Run,
-    cut_prompts,
     engine_parser,
     interleaved,
     load_int8,
@@ -30,6 +29,7 @@ from engine_common import (
 )
 from engine_contenders import Batched, Child, Ours, Stock
 from engine_floor import floor, rates, shares
+from engine_prompts import cut_prompts
 
 from regear.cli.output import grid
 from regear.models.builtin import resolve
