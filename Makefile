@@ -48,6 +48,10 @@ bench: setup
 	$(BIN)/python benchmarks/mla_decode.py
 	$(BIN)/python benchmarks/kv_schemes.py
 	$(BIN)/python benchmarks/any_size.py
+	$(BIN)/python benchmarks/engine_exact.py
+	$(BIN)/python benchmarks/engine_decode.py
+	$(BIN)/python benchmarks/engine_verify.py
+	$(BIN)/python benchmarks/engine_rollouts.py
 
 # The wheel, installed into an environment of its own, must work without this checkout.
 wheel: setup

@@ -88,7 +88,7 @@ def load_int8(path: Path) -> tuple[Any, str]:
 def partings(
     model: Any, prompts: Prompts, one: Run, other: Run, *, temperature: float = 0.0, seed: int = 0
 ) -> list[Parting]:
-    """Every text whose tokens differ, one longer than the other too; scores are the model's own, one text at a time, with noise."""
+    """Every text whose tokens or lengths differ; scores are the model's own with noise, one text at a time."""
     found = []
     for i, (prompt, left, right) in enumerate(zip(prompts, one.tokens, other.tokens, strict=True)):
         same = next((p for p, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), None)
