@@ -26,6 +26,13 @@ def test_seeds_repeat_and_differ(tiny):
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_samples_of_one_prompt_begin_when_it_has_been_read(tiny):
+    model = load_model(tiny("llama"))
+    asked = [Request(range(20), 4, temperature=1.0, seed=seed) for seed in range(5)]
+    alone = [LocalEngine(model).generate([request])[0].token_ids for request in asked]
+    assert [found.token_ids for found in LocalEngine(model).generate(asked)] == alone
+
+
 def test_stopping(tiny):
     model = load_model(tiny("llama"))
     first = LocalEngine(model).generate([Request([5, 6], 8)])[0].token_ids

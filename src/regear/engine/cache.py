@@ -62,8 +62,8 @@ class RowLayer(DynamicLayer):
 
     def _moved(self, old: torch.Tensor, live: int) -> torch.Tensor:
         new = old.new_zeros(self.rows, old.shape[1], self.slots, old.shape[3])
-        shared = min(self.slots, old.shape[2])
-        new[:live, :, :shared] = old[:live, :, :shared]
+        rows, shared = min(live, len(old)), min(self.slots, old.shape[2])
+        new[:rows, :, :shared] = old[:rows, :, :shared]
         return new
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
