@@ -21,8 +21,8 @@ FORMS = {
     "exact-1-3": (["convert.kv_ratio=1/3"], ["train.tokens=409600", "train.lr=1.5e-3", "train.batch=8"]),
     "exact-1-6": (["convert.kv_ratio=1/6"], ["train.tokens=409600", "train.lr=2e-3", "train.batch=8"]),
     "dec-1-2": (["convert.kv_ratio=1/2", "convert.rope=decoupled"], ["train.tokens=204800", "train.batch=8"]),
-    "exact-1-4": (["convert.kv_ratio=1/4"], ["train.tokens=204800", "train.lr=1.5e-3", "train.batch=8"]),
-    "exact-1-2": (["convert.kv_ratio=1/2"], ["train.tokens=102400", "train.batch=8"]),
+    "exact-1-4": (["convert.kv_ratio=1/4"], ["train.tokens=102400", "train.lr=1.5e-3", "train.batch=8"]),
+    "exact-1-2": (["convert.kv_ratio=1/2"], ["train.tokens=81920", "train.batch=8"]),
     "strict-1-2": (["convert.kv_ratio=1/2", "convert.format=deepseek_v3"], ["train.tokens=204800", "train.batch=8"]),
 }
 MEASURED = ["evaluation.tokens=16384", "elsewhere.tokens=8192", "held_out_windows=6", "held_out_every=30"]
