@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from regear.core.errors import RecipeError
+from regear.engine.chat import ask
+from regear.engine.http import is_url
 from regear.engine.local import LocalEngine
 from regear.engine.types import Request
 from regear.models.builtin import resolve
@@ -37,17 +39,19 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     device: str = "auto",
+    served_model: str | None = None,
 ) -> dict[str, Any]:
     """Complete one prompt.
 
     Args:
-        model: directory, hub id or embedded name.
+        model: directory, hub id or embedded name; or the address of a server that speaks OpenAI's API.
         prompt: the text; wrapped in the chat template where the model has one.
         raw: the prompt as it is.
         max_tokens: at most so many new tokens.
         temperature: 0 is greedy.
         top_p: nucleus sampling.
         seed: of the sampling.
+        served_model: with an address, the name the model is served by.
 
     Returns the JSON object that `regear generate --json` prints.
 
@@ -59,6 +63,13 @@ def generate(
             f"found max_tokens={max_tokens}, temperature={temperature}, top_p={top_p}; "
             "wanted max_tokens >= 1, temperature >= 0, 0 < top_p <= 1"
         )
+    if is_url(model):
+        if device != "auto":
+            raise RecipeError(f"found device={device} with an address; the server has its own")
+        request = Request([0], max_tokens, temperature, top_p, seed)
+        return ask(str(model), prompt, request, raw=raw, served_model=served_model)
+    if served_model is not None:
+        raise RecipeError(f"served_model={served_model} needs a model given as an address, http://host:port")
     path = resolve(model)
     tokenizer, network = load_tokenizer(path), load_model(path, device)
     ids = encode_prompt(tokenizer, prompt, raw=raw)
