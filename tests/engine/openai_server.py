@@ -1,4 +1,4 @@
-"""A small server of OpenAI's completions on a `LocalEngine`, with faults that a test asks for, one a POST, in order."""
+"""A small server of OpenAI's completions on a local engine, with faults that a test asks for, one a POST, in order."""
 
 import json
 import threading
@@ -7,10 +7,23 @@ from collections import deque
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from regear.engine.local import LocalEngine
 from regear.engine.types import Request
 
 FIELDS = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "presence_penalty"}
 FIELDS |= {"frequency_penalty", "stream", "messages"}  # what OpenAI's own servers know
+
+
+class SharedEngine(LocalEngine):
+    """A local engine that threads take turns with."""
+
+    def __init__(self, *words):
+        super().__init__(*words)
+        self.turn = threading.Lock()
+
+    def generate(self, requests, listener=None):
+        with self.turn:
+            return super().generate(requests, listener)
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -24,7 +37,7 @@ class Endpoint(ThreadingHTTPServer):
             engine, tokenizer, owner, names, key, ids,
         )  # fmt: skip
         self.faults, self.seen, self.times = deque(), [], []
-        self.one_at_a_time, self.flight, self.now, self.most, self.left = threading.Lock(), threading.Lock(), 0, 0, 0
+        self.flight, self.now, self.most, self.left = threading.Lock(), 0, 0, 0
         self.pause = 0.0
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -60,22 +73,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self.allowed():
-            return
+            return None
         server = self.server
         with server.flight:
             server.seen.append(body)
             server.times.append(time.monotonic())
-            server.now += 1
-            server.most = max(server.most, server.now)
             fault, argument = server.faults.popleft() if server.faults else (None, None)
-        try:
-            self.answer(body, fault, argument)
-        finally:
-            with server.flight:
-                server.now -= 1
-
-    def answer(self, body, fault, argument):
-        server = self.server
         if fault == "status":
             status, headers, message = argument
             return self.send(status, {"error": {"message": message, "code": status}}, **headers)
@@ -93,10 +96,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         return self.stream(request, body, fault, argument)
 
-    def complete(self, request, listener=None):
-        with self.server.one_at_a_time:
-            return self.server.engine.generate([request], listener)[0]
-
     def choice(self, tokens, body, logprobs=None, reason=None):
         text = self.server.tokenizer.decode(tokens, skip_special_tokens=True)
         found = {"index": 0, "finish_reason": reason}
@@ -108,8 +107,14 @@ class Handler(BaseHTTPRequestHandler):
         return found
 
     def whole(self, request, body):
-        time.sleep(self.server.pause)
-        done = self.complete(request)
+        server = self.server
+        with server.flight:
+            server.now += 1
+            server.most = max(server.most, server.now)
+        time.sleep(server.pause)
+        (done,) = server.engine.generate([request])
+        with server.flight:
+            server.now -= 1
         choice = self.choice(done.token_ids, body, done.logprobs, done.finish_reason)
         return {"object": "text_completion", "choices": [choice], "usage": {"completion_tokens": len(done.token_ids)}}
 
@@ -120,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         """The tokens one by one; `drop` hangs up after so many, `stall` falls silent after (so many, for seconds)."""
         if fault == "change":
             request = as_request(body | {"seed": argument, "temperature": 5.0}, self.server.tokenizer)
-        done = self.complete(request)
+        (done,) = self.server.engine.generate([request])
         self.wfile.write(b": hello\n\n")
         for place, token in enumerate(done.token_ids):
             if fault == "drop" and place == argument:
