@@ -189,6 +189,22 @@ def test_json_that_is_no_completion(endpoint, body):
         RemoteEngine(server.url).generate([Request([1], 2)])
 
 
+@pytest.mark.parametrize("scores", [None, {}, {"token_logprobs": [-1.0]}, {"token_logprobs": [-1.0, None]}])
+def test_log_probabilities_that_are_not_there(endpoint, scores):
+    server = endpoint()
+    choice = {"text": "ab", "token_ids": [97, 98], "finish_reason": "length", "logprobs": scores}
+    server.faults.append(("garbage", {"choices": [choice]}))
+    with pytest.raises(BackendError, match=r"gave [01] log-probabilities for 2 tokens"):
+        RemoteEngine(server.url).generate([Request([1], 2, logprobs=True)])
+
+
+def test_an_end_that_is_none_of_ours(endpoint):
+    server = endpoint()
+    server.faults.append(("garbage", {"choices": [{"text": "a", "token_ids": [97], "finish_reason": "abort"}]}))
+    with pytest.raises(BackendError, match="ended the answer with 'abort'"):
+        RemoteEngine(server.url).generate([Request([1], 2)])
+
+
 def test_garbage_in_a_stream(endpoint):
     server = endpoint()
     server.faults += [("noise", 1), ("garbage", b"<html>")]

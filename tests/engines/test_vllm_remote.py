@@ -1,4 +1,4 @@
-"""The remote engine on a real `vllm serve` gives the local engine's greedy tokens, ends and log-probabilities."""
+"""The remote engine on vLLM's own server gives the local engine's greedy tokens, ends and log-probabilities."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""`vllm serve` on a port of this machine, until a block ends."""
+"""vLLM's server on a port of this machine, until a block ends."""
 
 import os
 import signal
@@ -28,8 +28,9 @@ FLAGS = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8", "--max-
 def vllm_server(model: Path, name: str, log: Path, limit: float = 300) -> Iterator[str]:
     """Its address, once it answers; `log` holds what it says."""
     port = free_port()
-    command = [str(python()), "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--served-model-name", name]
-    command += [*FLAGS, "--host", "127.0.0.1", "--port", str(port)]
+    # Not the command `vllm`: it asks for the version of a package `vllm`, and the CPU's is called otherwise.
+    command = [str(python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *FLAGS]
+    command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
     settings = os.environ | SETTINGS
     settings.pop("PYTHONPATH", None)
     with log.open("wb") as said:

@@ -4,8 +4,9 @@ import time
 from typing import Any
 
 from regear.core.errors import BackendError, RecipeError
+from regear.engine.calls import Call
 from regear.engine.dialects import PLAIN, sampling, served
-from regear.engine.http import Call, Json, Server
+from regear.engine.http import Json, Server
 from regear.engine.types import Request
 
 

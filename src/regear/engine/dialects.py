@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from regear.core.errors import BackendError, RecipeError
-from regear.engine.http import Call, Json, Refused, Server, Unreachable
+from regear.engine.calls import Call, Refused, Unreachable
+from regear.engine.http import Json, Server
 from regear.engine.types import Request
 
 WIDE = ("vllm", "sglang", "regear")
@@ -142,8 +143,9 @@ class Answer:
             self.reason = "length"
         new = new[:room]
         if self.request.logprobs and self.has_ids:
-            if len(scores) < len(new):
-                raise BackendError(f"{self.where} gave {len(scores)} log-probabilities for {len(new)} tokens")
-            self.logprobs += [float(score) for score in scores[: len(new)]]
+            known = [float(score) for score in scores[: len(new)] if isinstance(score, int | float)]
+            if len(known) < len(new):
+                raise BackendError(f"{self.where} gave {len(known)} log-probabilities for {len(new)} tokens")
+            self.logprobs += known
         self.tokens += new
         return new

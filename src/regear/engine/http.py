@@ -1,4 +1,4 @@
-"""JSON over HTTP with one server: attempts, time limits, server-sent events, and calls that another thread may cut off.
+"""JSON over HTTP with one server: attempts, time limits, server-sent events.
 
 The standard library only. A connection carries one exchange; redirects are not followed, since they would carry the key
 elsewhere.
@@ -9,17 +9,16 @@ import json
 import os
 import random
 import re
-import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from regear.core.errors import BackendError, RecipeError, one_line
+from regear.engine.calls import Call, Ended, Lost, Refused, Unreachable
 
 KEY = "REGEAR_API_KEY"
 CONNECT = 20.0  # seconds
@@ -31,76 +30,9 @@ Json = dict[str, Any]
 Result = TypeVar("Result")
 
 
-class Lost(Exception):
-    """A failure that another attempt may mend; `after` is how many seconds the server asks for."""
-
-    def __init__(self, message: str, after: float | None = None) -> None:
-        super().__init__(message)
-        self.after = after
-
-
-class Unreachable(Lost):
-    """Nothing answers at the address."""
-
-
-class Ended(Exception):
-    """The call was cancelled, or its time is up."""
-
-
-class Refused(RecipeError):
-    """The server understood and declined; `status` is its HTTP status."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 def is_url(model: object) -> bool:
     """Whether a model is named by the address of a server."""
     return isinstance(model, str) and re.match(r"https?://", model, re.IGNORECASE) is not None
-
-
-class Call:
-    """One request of ours, over all its attempts; `seconds` are all it may take."""
-
-    def __init__(self, seconds: float | None = None) -> None:
-        self.deadline = None if seconds is None else time.monotonic() + seconds
-        self._cancelled = threading.Event()
-        self._socket: socket.socket | None = None
-
-    @property
-    def ended(self) -> Literal["cancelled", "timeout"] | None:
-        """Why it is over, if it is."""
-        if self._cancelled.is_set():
-            return "cancelled"
-        return "timeout" if self.deadline is not None and time.monotonic() >= self.deadline else None
-
-    def cancel(self) -> None:
-        """End it, from any thread; whoever reads from the server is woken."""
-        self._cancelled.set()
-        if self._socket is not None:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-    def hold(self, connected: socket.socket) -> None:
-        """This is the connection to close on `cancel`."""
-        self._socket = connected
-        if self._cancelled.is_set():
-            self.cancel()
-
-    def limit(self, seconds: float) -> None:
-        """Let the next read from the server take so many seconds."""
-        if self._socket is not None:
-            with suppress(OSError):
-                self._socket.settimeout(self.within(seconds))
-
-    def within(self, seconds: float) -> float:
-        """So many seconds, or what is left of the call's own."""
-        return seconds if self.deadline is None else max(0.001, min(seconds, self.deadline - time.monotonic()))
-
-    def pause(self, seconds: float) -> None:
-        """Wait, unless the call ends first."""
-        self._cancelled.wait(self.within(seconds))
 
 
 class Server:

@@ -10,8 +10,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from regear.core.errors import BackendError, RecipeError
+from regear.engine.calls import Call, Ended, Lost
 from regear.engine.dialects import PLAIN, WIDE, Answer, completion, served
-from regear.engine.http import Call, Ended, Json, Lost, Server
+from regear.engine.http import Json, Server
 from regear.engine.types import Completion, FinishReason, Listener, Request
 
 Said = SimpleQueue[tuple[int, list[int] | None]]
