@@ -47,40 +47,54 @@ def requests(temperature=0.0):
     ]
 
 
-def run(family, asked, **options):
-    return [found.token_ids for found in LocalEngine(model(family), **options).generate(asked)]
+def tokens(engine, asked):
+    return [found.token_ids for found in engine.generate(asked)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_equals_stock_generate(family):
-    for request, found in zip(requests(), run(family, requests(), limits=Limits(chunk=8)), strict=True):
+    answers = tokens(LocalEngine(model(family), limits=Limits(chunk=8)), requests())
+    for request, found in zip(requests(), answers, strict=True):
         prompt = torch.tensor([list(request.prompt)])
         stock = model(family).generate(prompt, max_new_tokens=request.max_tokens, do_sample=False)
         assert found == stock[0, prompt.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_is_each_alone(family):
+    engine = LocalEngine(model(family), limits=Limits(rows=3))
+    asked = requests(1.0)
+    assert tokens(engine, asked) == [tokens(engine, [request])[0] for request in asked]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_batch_is_each_alone_and_guesses_change_nothing(family, temperature):
+def test_guesses_change_nothing(family, temperature):
     asked = requests(temperature)
-    plain = run(family, asked)
-    assert plain == [run(family, [request])[0] for request in asked]
-    assert run(family, asked, limits=Limits(rows=2)) == plain
-    assert run(family, asked, drafter=NgramDrafter(3, 1)) == plain
+    engine = LocalEngine(model(family))
+    plain = tokens(engine, asked)
     engine = LocalEngine(model(family), drafter=Adversary(plain))
     found = engine.generate(asked)
     assert [completion.token_ids for completion in found] == plain
     assert max(completion.acceptance_length for completion in found) > 1.5
 
 
+@pytest.mark.parametrize("family", ["mistral", "mamba2"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_guesses_from_the_text_change_nothing(family, temperature):
+    asked = requests(temperature)
+    plain = tokens(LocalEngine(model(family)), asked)
+    assert tokens(LocalEngine(model(family), drafter=NgramDrafter(3, 1)), asked) == plain
+
+
 @pytest.mark.parametrize("family", ["mistral", "mamba2", "granite-hybrid", "qwen3.5"])
 def test_without_rolling_back_guesses_would_show(family, monkeypatch):
     asked = requests()
-    plain = run(family, asked)
+    plain = tokens(LocalEngine(model(family)), asked)
     runner = type(runner_for(model(family)))
     engine = LocalEngine(model(family), drafter=Adversary(plain))
     monkeypatch.setattr(runner, "keep", lambda self, first, kept: None)
-    assert [completion.token_ids for completion in engine.generate(asked)] != plain
+    assert tokens(engine, asked) != plain
 
 
 def test_hidden_state_outside_the_cache_is_refused():

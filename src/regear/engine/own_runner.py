@@ -12,12 +12,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 
 from regear.core.errors import IncompatibleModel
 
 Array = npt.NDArray[Any]
 
+REPLACED = (  # layers whose keys and values are replaced by longer ones, never written to; states are
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    LinearAttentionAndFullAttentionLayer,
+)
 PROBE = (6, 11, 16)  # tokens of a probe: read at once, then one at a time, and in all
 
 
@@ -73,7 +85,10 @@ class OwnCacheRunner:
 
     @torch.no_grad()
     def _bytes(self) -> tuple[int, int]:
-        """Bytes of a token in the cache, windows as if they kept everything, and of a text's states, held twice."""
+        """Bytes of a token in the cache, windows as if they kept everything, and of a text's states.
+
+        Both twice: what was before a pass is held until the pass stands.
+        """
         cache = self._empty()
         try:
             self._forward(torch.zeros(1, 1, dtype=torch.long, device=self.device), cache, 0)
@@ -84,7 +99,7 @@ class OwnCacheRunner:
         row = sum(size(x) for layer in layers for x in states(layer))
         if not token + row:
             raise IncompatibleModel(f"{self.name} keeps nothing in a cache of transformers' common kind")
-        return max(1, token), 2 * row
+        return max(1, 2 * token), 2 * row
 
     def reserve(self, rows: int, slots: int, live: int) -> None:
         """Room for so many rows; the first `live` stay."""
@@ -126,7 +141,9 @@ class OwnCacheRunner:
                 cache = self.before[i]
                 assert cache is not None, "a pass of one token keeps it"
                 self.rows[first + i] = cache
-                self._read_row(self.pending[i][:kept], cache, self.starts[i], nothing)
+                if kept:
+                    self._read_row(self.pending[i][:kept], cache, self.starts[i], nothing)
+        self.before = []
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Row `target` takes the place of row `source`, as a whole."""
@@ -154,11 +171,10 @@ def snapshot(cache: Cache) -> Cache:
 
 
 def _snapshot_layer(layer: Any) -> Any:
-    linear = isinstance(layer, LinearAttentionCacheLayerMixin)
-    if not linear and not isinstance(layer, DynamicLayer):
+    if type(layer) not in REPLACED:
         return copy.deepcopy(layer)
-    found = copy.copy(layer)  # keys and values are replaced by longer ones, never written to
-    if linear:
+    found = copy.copy(layer)
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
         for name, value in vars(layer).items():
             if isinstance(value, dict):
                 held = {key: x.clone() if isinstance(x, torch.Tensor) else x for key, x in value.items()}

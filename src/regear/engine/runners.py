@@ -31,9 +31,8 @@ def runner_for(model: Any, *, packed: bool = True) -> Runner:
     own = OwnCacheRunner(model)
     found = error(own, model)
     if not found <= tolerance(model) ** 0.5:
-        raise IncompatibleModel(
-            f"{type(model).__name__} does not go on from a cache as it reads a whole text: scores are off by {found:.2g}"
-        )
+        name = type(model).__name__
+        raise IncompatibleModel(f"{name} does not go on from a cache as it reads a whole text: off by {found:.2g}")
     return own
 
 
