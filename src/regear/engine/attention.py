@@ -12,6 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from regear.core.errors import IncompatibleModel
+
 NAME = "regear_rows"
 
 
@@ -29,7 +31,12 @@ def attend(
 
     Args:
         attention_mask: bool or additive [B, 1, S, T]; None is causal for many queries, and everything for one.
+
+    Raises:
+        IncompatibleModel: scores are capped, or heads have sinks.
     """
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux")):
+        raise IncompatibleModel(f"{type(module).__name__} caps its scores or has sinks; such heads run without rows")
     batch, heads, length, width = query_BHSD.shape
     groups = key_BGTD.shape[1]
     share = heads // groups

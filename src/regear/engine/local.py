@@ -18,7 +18,8 @@ from regear.core.errors import RecipeError
 from regear.core.machine import available_memory_bytes
 from regear.engine import sampler, verify
 from regear.engine.drafters.base import Drafter, Outcome, Text
-from regear.engine.runner import AttentionRunner, Runner
+from regear.engine.runner import Runner
+from regear.engine.runners import runner_for
 from regear.engine.sampler import Places
 from regear.engine.scheduler import Scheduler
 from regear.engine.types import Completion, FinishReason, Listener, Request
@@ -59,7 +60,7 @@ class LocalEngine:
     ) -> None:
         limits = limits or Limits()
         self.tokenizer, self.drafter, self.draft, self.chunk = tokenizer, drafter, draft if drafter else 0, limits.chunk
-        self.runner: Runner = AttentionRunner(model, packed=packed)
+        self.runner: Runner = runner_for(model, packed=packed)
         budget = limits.cache_bytes if limits.cache_bytes is not None else free_bytes(model.device) // 2
         spare = max(1 + self.draft, 2)
         self.scheduler = Scheduler(self.runner, most=limits.rows, budget=budget, spare=spare)

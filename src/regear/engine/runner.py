@@ -26,6 +26,8 @@ class Runner(Protocol):
     """A model, and what it has read of every row."""
 
     bytes_per_token: int
+    bytes_per_row: int
+    """What a text takes whatever its length."""
     shares: bool
     """Whether a row can begin as part of another."""
 
@@ -50,6 +52,7 @@ class AttentionRunner:
     """Models whose every layer attends to all earlier tokens, latents among them: cutting a row back is free."""
 
     shares = True
+    bytes_per_row = 0
 
     def __init__(self, model: Any, *, packed: bool = True) -> None:
         self.model, self.device = model, model.device
@@ -69,6 +72,8 @@ class AttentionRunner:
         self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), past_key_values=own)
         cache = row_cache(self.model.config, own)
         held: Any = own.layers
+        if any(layer.keys is None for layer in held):
+            raise IncompatibleModel(f"{self.model.config.model_type} keeps nothing in a cache")
         return sum(x.numel() * x.element_size() for layer in held for x in (layer.keys, layer.values)), cache
 
     def _split(self) -> bool:

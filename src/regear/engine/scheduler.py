@@ -40,6 +40,7 @@ class Scheduler:
     def __init__(self, runner: Runner, *, most: int, budget: int, spare: int) -> None:
         self.runner, self.most, self.spare = runner, most, spare
         self.capacity = budget // max(1, runner.bytes_per_token)  # tokens, over all rows
+        self.fixed = -(-runner.bytes_per_row // max(1, runner.bytes_per_token))  # tokens' worth a row, however short
         self.table, self.queue = Table(), deque[Waiting]()
         self.ready = self.rows = self.slots = self.preempted = 0
 
@@ -50,8 +51,10 @@ class Scheduler:
             RecipeError: its text would not fit in the cache even alone.
         """
         longest = len(request.prompt) + request.max_tokens
-        if _grain(longest + self.spare) > self.capacity:
-            needed, allowed = (tokens * self.runner.bytes_per_token / 1e6 for tokens in (longest, self.capacity))
+        if not self._holds(1, _grain(longest + self.spare)):
+            needed, allowed = (
+                tokens * self.runner.bytes_per_token / 1e6 for tokens in (longest + self.fixed, self.capacity)
+            )
             raise RecipeError(
                 f"{len(request.prompt)} tokens of prompt and {request.max_tokens} new ones take {needed:,.0f} MB of "
                 f"cache, and {allowed:,.0f} are allowed; ask for fewer, or raise the limit"
@@ -76,7 +79,11 @@ class Scheduler:
     def _fits(self, length: int) -> bool:
         """Whether one more row of this length, with some room to grow, can be held beside the others."""
         longest = max([length, *self.table.length[: self.table.count]]) + self.spare
-        return (self.table.count + 1) * _grain(longest + GRAIN) <= self.capacity or not self.table.count
+        return self._holds(self.table.count + 1, _grain(longest + GRAIN)) or not self.table.count
+
+    def _holds(self, rows: int, slots: int) -> bool:
+        """Whether the cache may have so many rows of so many slots."""
+        return rows * (slots + self.fixed) <= self.capacity
 
     def _common(self, known: list[int]) -> tuple[int, int, int]:
         """The row that has read most of a text's beginning, how much, and how much some row will have read soon."""
@@ -105,7 +112,7 @@ class Scheduler:
         Raises:
             RecipeError: more than the cache may take.
         """
-        if rows * slots > self.capacity:
+        if not self._holds(rows, slots):
             raise RecipeError(f"{rows} x {slots} tokens do not fit in a cache of {self.capacity}; raise the limit")
         if rows > self.rows or slots > self.slots:
             self.rows, self.slots = rows, slots
@@ -115,7 +122,7 @@ class Scheduler:
         """Hold all rows with so many slots each; rows that do not fit go back to the queue, the newest first."""
         table = self.table
         slots = max(_grain(slots), self.slots)
-        while table.count > 1 and table.count * slots > self.capacity:
+        while table.count > 1 and not self._holds(table.count, slots):
             self.put_back()
         rows = self.rows
         if table.count > rows:
@@ -123,8 +130,8 @@ class Scheduler:
         if slots > self.slots:
             rows = table.count if self.slots else rows
             slots = max(slots, _grain(self.slots * 5 // 4))
-        if rows * slots > self.capacity:
-            rows, slots = table.count, min(slots, max(self.slots, self.capacity // table.count))
+        if not self._holds(rows, slots):
+            rows, slots = table.count, min(slots, max(self.slots, self.capacity // table.count - self.fixed))
         if (rows, slots) != (self.rows, self.slots):
             self.rows, self.slots = rows, slots
             self.runner.reserve(rows, slots, table.count)
