@@ -108,8 +108,7 @@ class Batched:
         if self.more:
             count += 2 * sum(map(len, prompts)) // BATCH + 1
         words = _settings(self.model, self.stops, self.temperature)
-        if not self.stops:
-            words["eos_token_id"] = -1
+        words["eos_token_id"] = list(self.stops) or -1  # these settings replace the model's, which say when to stop
         blocks = sum(-(-(len(prompt) + count) // PAGE) + 1 for prompt in prompts)
         batching = ContinuousBatchingConfig(
             page_size=PAGE, num_blocks=blocks, max_batch_tokens=BATCH, auto_switch_to_flash=False, seed=self.seed

@@ -126,7 +126,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     path = resolve(arguments.model)
     tokenizer, stock, model = load_tokenizer(path), load_stock(path), load_model(path, "cpu")
-    widths, measured, passes, texts = numbers(arguments.widths), [rates()], [], []
+    widths, measured, passes, texts = sorted({1, *numbers(arguments.widths)}), [rates()], [], []
     for rows in numbers(arguments.rows):
         prompts = np.array(cut_prompts(tokenizer, arguments.text, rows, arguments.context + widths[-1]))
         passes.append(costs(model, stock, prompts, arguments.context, widths, arguments.rounds))

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from regear.models.load import load_model
+
 DRIVERS = {
     "engine_decode": ["--contexts", "16", "--rows", "1,2", "--tokens", "4"],
     "engine_verify": ["--context", "24", "--rows", "1,2", "--widths", "1,3", "--texts", "2", "--tokens", "6"],
@@ -88,6 +90,21 @@ def test_exact_notices_a_guess_kept_wrongly(drive, monkeypatch):
     monkeypatch.setattr("regear.engine.verify.kept", lambda drawn, guessed, counts: counts)
     with pytest.raises(SystemExit, match="no tie"):
         drive("engine_exact", drafters=lambda *_: {"always": Always})
+
+
+def test_all_contenders_end_texts_alike(tiny, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    made, load = importlib.import_module("engine_contenders"), importlib.import_module("engine_common").load_stock
+    prompts = [[1, 2, 3, 4, 5], [7, 8]]
+    free = made.Stock(load(tiny("llama")))(prompts, 8).tokens
+    stops = (free[0][2],)
+    ended = [row[: row.index(stops[0]) + 1] if stops[0] in row else row for row in free]
+    model = load(tiny("llama"))
+    stock, batched = made.Stock(model, stops=stops), made.Batched(model, stops=stops)
+    for way in (stock, batched, made.Ours(load_model(tiny("llama")), stop_tokens=stops)):
+        run = way(prompts, 8)
+        assert run.tokens == ended
+        assert [len(times) for times in run.times] == [len(row) for row in ended]
 
 
 def test_a_rate_counts_while_all_texts_decode(monkeypatch):
