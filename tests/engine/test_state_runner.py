@@ -1,5 +1,7 @@
 """Models whose layers keep a window or a state: as with stock generate, alone as in a batch, with guesses as without."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -98,8 +100,9 @@ def test_without_rolling_back_guesses_would_show(family, monkeypatch):
 
 
 def test_hidden_state_outside_the_cache_is_refused():
-    with pytest.raises(IncompatibleModel, match="does not go on"):
-        LocalEngine(model("recurrent-gemma"))
+    for type_ in (torch.float64, torch.bfloat16):
+        with pytest.raises(IncompatibleModel, match="outside the cache"):
+            LocalEngine(copy.deepcopy(model("recurrent-gemma")).to(type_))
 
 
 @pytest.mark.parametrize(("family", "many"), [("mamba", False), ("mamba2", True), ("mistral", True)])

@@ -37,7 +37,7 @@ class OwnCacheRunner:
     """Models with any cache of transformers; exact before fast.
 
     Raises:
-        IncompatibleModel: the model keeps nothing in such a cache.
+        IncompatibleModel: the model keeps its state elsewhere.
     """
 
     shares = False
@@ -97,8 +97,11 @@ class OwnCacheRunner:
         layers: list[Any] = cache.layers
         token = sum(size(x) for layer in layers for x in (getattr(layer, "keys", None), getattr(layer, "values", None)))
         row = sum(size(x) for layer in layers for x in states(layer))
-        if not token + row:
-            raise IncompatibleModel(f"{self.name} keeps nothing in a cache of transformers' common kind")
+        linear = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+        if not all(states(layer) for layer in linear) or not token + row:
+            raise IncompatibleModel(
+                f"{self.name} keeps its state outside the cache, one for all texts; it cannot be run here"
+            )
         return max(1, 2 * token), 2 * row
 
     def reserve(self, rows: int, slots: int, live: int) -> None:
