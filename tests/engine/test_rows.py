@@ -55,8 +55,8 @@ def test_a_cut_run_goes_on_and_ends_with_the_same_bytes(tiny, prompts, tmp_path,
     with open(partial, "a") as file:
         file.write('{"prompt": "half a li')
     asked = []
-    whole = module.LocalEngine.generate
-    monkeypatch.setattr(module.LocalEngine, "generate", lambda self, x: asked.append(x) or whole(self, x))
+    whole = module.LocalEngine.submit
+    monkeypatch.setattr(module.LocalEngine, "submit", lambda self, x: asked.append(x) or whole(self, x))
     answer(tiny, prompts, out)
     assert len(asked) == 2
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -26,6 +26,10 @@ def register(app: typer.Typer) -> None:
         max_tokens: Annotated[int, typer.Option(help="At most so many new tokens.")] = 128,
         temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
         top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+        draft: Annotated[
+            str, typer.Option(help="Who guesses tokens ahead: none, ngram, model:DIR or ngram+model:DIR.")
+        ] = "none",
+        draft_tokens: Annotated[int, typer.Option(help="Guesses at most for one pass of the model.")] = 4,
         device: Device = "auto",
         seed: Seed = 0,
         as_json: Json = False,
@@ -43,6 +47,8 @@ def register(app: typer.Typer) -> None:
             "top_p": top_p,
             "seed": seed,
             "device": device,
+            "draft": draft,
+            "draft_tokens": draft_tokens,
         }
         if prompts is not None and output is not None:
             with Bars(quiet=quiet) as bars:
