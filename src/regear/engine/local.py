@@ -93,6 +93,10 @@ class LocalEngine:
         for item in self.scheduler.queue:
             if item.number == number:
                 self.scheduler.queue.remove(item)
+                if self.drafter is not None:  # it may know the text from before it was put back
+                    self.drafter.finish(
+                        number, np.array(item.known, np.int32), len(item.request.prompt), item.request.group
+                    )
                 self._complete(number, item.known[len(item.request.prompt) :], item.forwards, reason)
                 return
         rows = np.flatnonzero(self.table.number[: self.table.count] == number)

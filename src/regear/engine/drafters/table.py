@@ -49,15 +49,16 @@ def check_draft(words: str, tokens: int) -> None:
 
 
 def open_drafter(words: str, target: Target) -> Drafter | None:
-    """The drafter of `--draft`; several guess in the order given.
+    """The drafter of `--draft`, which guesses as far ahead as it pays; of several the first with a guess gives it.
 
     Raises:
         RecipeError: words that are not understood.
         IncompatibleModel: a drafter of another vocabulary.
     """
     from regear.engine.drafters.combine import Cascade
+    from regear.engine.drafters.payoff import Payoff
 
     drafters: list[Drafter] = [row.load()(argument, target) for row, argument in parse(words)]
     if not drafters:
         return None
-    return drafters[0] if len(drafters) == 1 else Cascade(drafters)
+    return Payoff(drafters[0] if len(drafters) == 1 else Cascade(drafters))
