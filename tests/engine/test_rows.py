@@ -74,6 +74,12 @@ def test_line_separators_inside_a_prompt_break_no_row(tiny, tmp_path, mark):
     assert found["rows"] + found["empty"] == 2
 
 
+def test_a_drafter_changes_no_row(tiny, prompts, tmp_path):
+    for draft in ("none", f"model:{tiny('llama')}"):
+        answer(tiny, prompts, tmp_path / f"{draft[:4]}.jsonl", draft=draft)
+    assert (tmp_path / "none.jsonl").read_bytes() == (tmp_path / "mode.jsonl").read_bytes()
+
+
 def test_another_seed_says_something_else(tiny, prompts, tmp_path):
     for seed in (1, 2):
         answer(tiny, prompts, tmp_path / f"{seed}.jsonl", seed=seed)
@@ -119,5 +125,10 @@ def test_the_verb_takes_a_prompt_or_a_file(tiny, prompts, tmp_path, capsys):
     model, out = str(tiny("llama")), str(tmp_path / "rows.jsonl")
     assert main.run(["generate", model, "--prompts", str(prompts), "-o", out, "--max-tokens", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["output"] == out
+    drafting = ["generate", model, "a prompt", "--draft", "ngram", "--draft-tokens", "2", "--max-tokens", "4", "--json"]
+    assert main.run(drafting) == 0
+    assert json.loads(capsys.readouterr().out)["acceptance_length"] >= 1
+    assert main.run([*drafting[:4], "gram"]) == 2
+    assert "did you mean 'ngram'" in capsys.readouterr().err
     assert main.run(["generate", model, "--prompts", str(prompts)]) == 2
     assert main.run(["generate", model, "a prompt", "-o", out]) == 2

@@ -46,7 +46,8 @@ def descend(drawn_NQ: Array, tokens_NM: Array, parents_NM: Array) -> tuple[Array
         parents_NM: a node's parent; −1 is the text itself, −2 no node.
     """
     rows = np.arange(len(drawn_NQ))
-    place, path = np.zeros(len(rows), np.int64), []
+    place = np.zeros(len(rows), np.int64)
+    path: list[Array] = []
     while tokens_NM.shape[1]:
         fits = (parents_NM == place[:, None] - 1) & (tokens_NM == drawn_NQ[rows, place][:, None])
         found = fits.any(1) & (not path or path[-1] >= 0)

@@ -70,11 +70,9 @@ def accept_chains(
         seed_N: of the noise, with `position_N`, how many tokens stand before the first drafted one.
     """
     count, length = drafted_NK.shape
-    positions = position_N[:, None] + np.arange(length + 1)
     index = drafted_NK.unsqueeze(2)
     p_of, q_of = (x.gather(2, index).squeeze(2) for x in (p_NQV[:, :length], q_NKV))
-    places = keys(np.repeat(seed_N, length), positions[:, :length].ravel(), np.full(count * length, ACCEPTING))
-    u = uniform(places, 1, p_NQV.device).view(count, length)
+    u = uniform(keys(seed_N, position_N, np.full(count, ACCEPTING)), length, p_NQV.device)
     kept = (u * q_of < p_of).long().cumprod(1).sum(1)
     rows = torch.arange(count, device=p_NQV.device)
     rest = p_NQV[rows, kept]

@@ -1,5 +1,7 @@
 """The small model guesses with the engine's noise, whatever has happened to its rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -20,12 +22,10 @@ def test_the_model_itself_guesses_everything_right(model, requests, plain):
 
 
 def test_coupling_beats_independent_noise(model, small):
-    requests = [Request([i, i + 1], 40, temperature=1.0, seed=i) for i in range(16)]
+    requests = [Request([i, i + 1], 24, temperature=1.0, seed=i) for i in range(12)]
 
     class Apart(ModelDrafter):
         def propose(self, texts, most):
-            from dataclasses import replace
-
             texts = [replace(text, request=replace(text.request, seed=text.request.seed + 99)) for text in texts]
             return super().propose(texts, most)
 

@@ -55,9 +55,9 @@ def seconds_a_token(rate, steps=1500, texts=4, step=lambda width: 1.0 + 0.1 * wi
 
 @pytest.mark.parametrize("texts", [1, 4, 16])
 @pytest.mark.parametrize("share", [0.1, 1.0])
-@pytest.mark.parametrize("steps", [128, 1500])
+@pytest.mark.parametrize("steps", [128, 500])
 def test_useless_guesses_cost_less_than_one_part_in_twenty(texts, share, steps):
-    for seed in range(5):
+    for seed in range(3):
         found, _ = seconds_a_token(lambda _: 0.02, steps, texts, lambda width: 1 + 0.15 * width, share=share, seed=seed)
         assert found < 1 / 0.95
 
