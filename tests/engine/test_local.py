@@ -57,7 +57,17 @@ def test_the_verb(tiny):
     assert result["tokens_per_second"] > 0
 
 
-@pytest.mark.parametrize("bad", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"prompt": ""}])
+def test_the_verb_with_a_drafter(tiny):
+    words = {"max_tokens": 24, "temperature": 0.8, "seed": 3}
+    alone = regear.generate(tiny("llama"), "the fox", **words)
+    found = regear.generate(tiny("llama"), "the fox", **words, draft=f"ngram+model:{tiny('llama')}", draft_tokens=3)
+    assert found["text"] == alone["text"]
+    assert found["acceptance_length"] > alone["acceptance_length"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "bad", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"prompt": ""}, {"draft": "x"}, {"draft_tokens": 0}]
+)
 def test_bad_parameters(bad, tiny):
     with pytest.raises(RecipeError):
         regear.generate(tiny("llama"), bad.pop("prompt", "x"), **bad)

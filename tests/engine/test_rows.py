@@ -55,8 +55,8 @@ def test_a_cut_run_goes_on_and_ends_with_the_same_bytes(tiny, prompts, tmp_path,
     with open(partial, "a") as file:
         file.write('{"prompt": "half a li')
     asked = []
-    whole = module.LocalEngine.generate
-    monkeypatch.setattr(module.LocalEngine, "generate", lambda self, x: asked.append(x) or whole(self, x))
+    whole = module.LocalEngine.submit
+    monkeypatch.setattr(module.LocalEngine, "submit", lambda self, x: asked.append(x) or whole(self, x))
     answer(tiny, prompts, out)
     assert len(asked) == 2
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -72,6 +72,12 @@ def test_line_separators_inside_a_prompt_break_no_row(tiny, tmp_path, mark):
     written = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert [json.loads(line)["prompt"] for line in written] == [f"one{mark}two"] * found["rows"]
     assert found["rows"] + found["empty"] == 2
+
+
+def test_a_drafter_changes_no_row(tiny, prompts, tmp_path):
+    for draft in ("none", f"model:{tiny('llama')}"):
+        answer(tiny, prompts, tmp_path / f"{draft[:4]}.jsonl", draft=draft)
+    assert (tmp_path / "none.jsonl").read_bytes() == (tmp_path / "mode.jsonl").read_bytes()
 
 
 def test_another_seed_says_something_else(tiny, prompts, tmp_path):
@@ -119,5 +125,10 @@ def test_the_verb_takes_a_prompt_or_a_file(tiny, prompts, tmp_path, capsys):
     model, out = str(tiny("llama")), str(tmp_path / "rows.jsonl")
     assert main.run(["generate", model, "--prompts", str(prompts), "-o", out, "--max-tokens", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["output"] == out
+    drafting = ["generate", model, "a prompt", "--draft", "ngram", "--draft-tokens", "2", "--max-tokens", "4", "--json"]
+    assert main.run(drafting) == 0
+    assert json.loads(capsys.readouterr().out)["acceptance_length"] >= 1
+    assert main.run([*drafting[:4], "gram"]) == 2
+    assert "did you mean 'ngram'" in capsys.readouterr().err
     assert main.run(["generate", model, "--prompts", str(prompts)]) == 2
     assert main.run(["generate", model, "a prompt", "-o", out]) == 2

@@ -29,6 +29,10 @@ def register(app: typer.Typer) -> None:
         served_model: Annotated[
             str | None, typer.Option(help="With an address: the name the model is served by.")
         ] = None,
+        draft: Annotated[
+            str, typer.Option(help="Who guesses tokens ahead: none, ngram, model:DIR or ngram+model:DIR.")
+        ] = "none",
+        draft_tokens: Annotated[int, typer.Option(help="Guesses at most for one pass of the model.")] = 4,
         device: Device = "auto",
         seed: Seed = 0,
         as_json: Json = False,
@@ -47,6 +51,8 @@ def register(app: typer.Typer) -> None:
             "top_p": top_p,
             "seed": seed,
             "device": device,
+            "draft": draft,
+            "draft_tokens": draft_tokens,
         }
         if prompts is not None and output is not None:
             if is_url(model) or served_model is not None:

@@ -18,6 +18,7 @@ from regear.core.errors import RecipeError
 from regear.core.machine import available_memory_bytes
 from regear.engine import sampler, verify
 from regear.engine.drafters.base import Drafter, Outcome, Text
+from regear.engine.drafters.guard import guarded
 from regear.engine.runner import Runner
 from regear.engine.runners import runner_for
 from regear.engine.sampler import Places
@@ -44,7 +45,7 @@ class LocalEngine:
     Args:
         model: a causal language model of transformers.
         tokenizer: needed for stop strings only.
-        drafter: guesses tokens; `draft` of them at most for each text and step.
+        drafter: guesses tokens; `draft` of them at most for each text and step. One that fails is switched off.
         packed: whether float32 weights on a CPU are held once more, in the layout that is read fastest.
     """
 
@@ -59,7 +60,8 @@ class LocalEngine:
         packed: bool = True,
     ) -> None:
         limits = limits or Limits()
-        self.tokenizer, self.drafter, self.draft, self.chunk = tokenizer, drafter, draft if drafter else 0, limits.chunk
+        self.tokenizer, self.draft, self.chunk = tokenizer, draft if drafter else 0, limits.chunk
+        self.drafter = guarded(drafter, model.config.get_text_config().vocab_size)
         self.runner: Runner = runner_for(model, packed=packed)
         budget = limits.cache_bytes if limits.cache_bytes is not None else free_bytes(model.device) // 2
         spare = max(1 + self.draft, 2)
@@ -92,6 +94,10 @@ class LocalEngine:
         for item in self.scheduler.queue:
             if item.number == number:
                 self.scheduler.queue.remove(item)
+                if self.drafter is not None:  # it may know the text from before it was put back
+                    self.drafter.finish(
+                        number, np.array(item.known, np.int32), len(item.request.prompt), item.request.group
+                    )
                 self._complete(number, item.known[len(item.request.prompt) :], item.forwards, reason)
                 return
         rows = np.flatnonzero(self.table.number[: self.table.count] == number)
@@ -215,7 +221,7 @@ class LocalEngine:
     def _guess(self) -> tuple[np.ndarray, np.ndarray]:
         """Guesses of every ready row, [N, K], and how many each has."""
         table, rows = self.table, self.scheduler.ready
-        if self.drafter is None:
+        if self.drafter is None or self.drafter.off:
             return np.zeros((rows, 0), np.int32), np.zeros(rows, np.int64)
         room = np.minimum(table.limit[:rows] - table.length[:rows] - 1, self.draft)
         texts = [self._text(row) for row in range(rows)]
@@ -228,11 +234,9 @@ class LocalEngine:
 
     def _text(self, row: int) -> Text:
         table = self.table
-        request = table.requests[row]
         known = table.tokens[row, : table.length[row]]
-        return Text(
-            int(table.number[row]), known, int(table.prompt[row]), request.group, request.temperature, request.seed
-        )
+        known.flags.writeable = False
+        return Text(int(table.number[row]), known, int(table.prompt[row]), table.requests[row])
 
     def _draw(
         self,

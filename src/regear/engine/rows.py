@@ -9,7 +9,10 @@ from typing import Any
 from regear.core.errors import DataError, RecipeError, writing
 from regear.core.files import digest, publish
 from regear.core.run import Progress, silent
-from regear.engine.local import LocalEngine
+from regear.engine.drafters.base import Target
+from regear.engine.drafters.table import check_draft, open_drafter
+from regear.engine.local import DRAFT, LocalEngine
+from regear.engine.stream import in_order
 from regear.engine.text import stop_tokens
 from regear.engine.types import Request
 from regear.models.adapter import source_digest
@@ -32,18 +35,22 @@ def generate_rows(
     top_p: float = 1.0,
     seed: int = 0,
     device: str = "auto",
+    draft: str = "none",
+    draft_tokens: int = DRAFT,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Answer every prompt of a file, and write JSONL rows that `regear heal --text` reads.
 
     A string is continued as it is: `prompt` and `completion`; messages are answered through the chat template:
     `messages`. A row also says whether its answer ended (`stop`) or was cut (`length`). Empty answers are left
-    out. A run that was cut off goes on; the output appears whole, by one rename.
+    out. Many are answered at once and written in order; a run that was cut off goes on after the last one written. The
+    output appears whole, by one rename.
 
     Args:
         prompts: JSONL rows `{prompt}` (a string or messages) or `{messages}` (a last answer is replaced); or a text
             file, or the word `builtin`, whose windows' beginnings are continued.
         temperature: 0 is greedy. The seed of a row is fixed by `seed` and its number.
+        draft: who guesses tokens ahead, as in `generate`; `draft_tokens` of them at most for one pass.
 
     Returns `output, rows, empty, tokens`.
 
@@ -56,6 +63,7 @@ def generate_rows(
         raise RecipeError("wanted max_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
     if out.exists():
         raise RecipeError(f"{out} is already there; choose another output, or remove it")
+    check_draft(draft, draft_tokens)
     path = resolve(model)
     tokenizer = load_tokenizer(path)
     asked = list(read_prompts(prompts, tokenizer))
@@ -64,11 +72,16 @@ def generate_rows(
     done = _finished(partial)
     if done < len(asked):
         network = load_model(path, device)
+        engine = LocalEngine(network, drafter=open_drafter(draft, Target(network, tokenizer)), draft=draft_tokens)
+        requests = (
+            Request(
+                _encode(tokenizer, asked[number]), max_tokens, temperature, top_p, seed * 1_000_003 + number,
+                stop_tokens(network),
+            )
+            for number in range(done, len(asked))
+        )  # fmt: skip
         with open(partial, "a", encoding="utf-8", newline="\n") as file:
-            for number in range(done, len(asked)):
-                ids = _encode(tokenizer, asked[number])
-                request = Request(ids, max_tokens, temperature, top_p, seed * 1_000_003 + number, stop_tokens(network))
-                (completion,) = LocalEngine(network).generate([request])
+            for number, completion in enumerate(in_order(engine, requests), done):
                 text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
                 row = {**_answered(asked[number], text), "finish_reason": completion.finish_reason}
                 row["tokens"] = len(completion.token_ids)

@@ -6,8 +6,10 @@ from typing import Any
 
 from regear.core.errors import RecipeError
 from regear.engine.chat import ask
+from regear.engine.drafters.base import Target
+from regear.engine.drafters.table import check_draft, open_drafter
 from regear.engine.http import is_url
-from regear.engine.local import LocalEngine
+from regear.engine.local import DRAFT, LocalEngine
 from regear.engine.types import Request
 from regear.models.builtin import resolve
 from regear.models.load import load_model, load_tokenizer
@@ -40,6 +42,8 @@ def generate(
     seed: int = 0,
     device: str = "auto",
     served_model: str | None = None,
+    draft: str = "none",
+    draft_tokens: int = DRAFT,
 ) -> dict[str, Any]:
     """Complete one prompt.
 
@@ -52,20 +56,24 @@ def generate(
         top_p: nucleus sampling.
         seed: of the sampling.
         served_model: with an address, the name the model is served by.
+        draft: who guesses tokens ahead, `none`, `ngram`, `model:DIR` or `ngram+model:DIR`; the text stays the same.
+        draft_tokens: guesses at most for one pass of the model.
 
     Returns the JSON object that `regear generate --json` prints.
 
     Raises:
-        RecipeError: a parameter out of range or an empty prompt.
+        RecipeError: a parameter out of range, an empty prompt, or an unknown drafter.
+        IncompatibleModel: a drafter of another vocabulary.
     """
+    check_draft(draft, draft_tokens)
     if max_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise RecipeError(
             f"found max_tokens={max_tokens}, temperature={temperature}, top_p={top_p}; "
             "wanted max_tokens >= 1, temperature >= 0, 0 < top_p <= 1"
         )
     if is_url(model):
-        if device != "auto":
-            raise RecipeError(f"found device={device} with an address; the server has its own")
+        if device != "auto" or draft != "none":
+            raise RecipeError(f"found device={device}, draft={draft} with an address; the server has its own")
         request = Request([0], max_tokens, temperature, top_p, seed)
         return ask(str(model), prompt, request, raw=raw, served_model=served_model)
     if served_model is not None:
@@ -76,8 +84,9 @@ def generate(
     if not ids:
         raise RecipeError("the prompt is empty; give some text")
     request = Request(ids, max_tokens, temperature, top_p, seed, stop_tokens(network))
+    engine = LocalEngine(network, drafter=open_drafter(draft, Target(network, tokenizer)), draft=draft_tokens)
     start = time.perf_counter()
-    (completion,) = LocalEngine(network).generate([request])
+    (completion,) = engine.generate([request])
     seconds = time.perf_counter() - start
     new = completion.token_ids
     return {

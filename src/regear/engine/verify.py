@@ -32,3 +32,28 @@ def ends(drawn_NQ: Array, kept_N: Array, room_N: Array, stops_NS: Array) -> tupl
     stop = (drawn_NQ[:, :, None] == stops_NS[:, None, :]).any(2) & (places < taken[:, None])
     stopped = stop.any(1)
     return np.where(stopped, stop.argmax(1) + 1, taken), stopped
+
+
+def descend(drawn_NQ: Array, tokens_NM: Array, parents_NM: Array) -> tuple[Array, Array]:
+    """The nodes of each text's tree of guesses that stand, from its first on, [N, depth] (−1 behind the last); and the
+    token that was drawn after them, [N].
+
+    A node stands where its parent does and its token was drawn there: exact for any tree. The engine guesses chains,
+    which are trees of one branch.
+
+    Args:
+        drawn_NQ: what was drawn after the text itself (place 0) and after node j (place j + 1), Q = M + 1.
+        parents_NM: a node's parent; −1 is the text itself, −2 no node.
+    """
+    rows = np.arange(len(drawn_NQ))
+    place = np.zeros(len(rows), np.int64)
+    path: list[Array] = []
+    while tokens_NM.shape[1]:
+        fits = (parents_NM == place[:, None] - 1) & (tokens_NM == drawn_NQ[rows, place][:, None])
+        found = fits.any(1) & (not path or path[-1] >= 0)
+        if not found.any():
+            break
+        path.append(np.where(found, fits.argmax(1), -1))
+        place = np.where(found, path[-1] + 1, place)
+    nodes = np.stack(path, 1) if path else np.zeros((len(rows), 0), np.int64)
+    return nodes, drawn_NQ[rows, place]

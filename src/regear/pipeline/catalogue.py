@@ -6,6 +6,7 @@ from regear.conversion.recipes import PRESETS
 from regear.conversion.table import CONVERSIONS
 from regear.core.errors import RecipeError
 from regear.core.recipe import closest
+from regear.engine.drafters.table import DRAFTERS
 from regear.healing.recipes import HealRecipe
 from regear.models.builtin import EMBEDDED
 from regear.models.families import FAMILIES
@@ -18,7 +19,7 @@ def methods() -> list[dict[str, str]]:
     from regear.conversion.collect import COLLECTORS
     from regear.conversion.factors import FACTORS
 
-    tables = (CONVERSIONS, COLLECTORS, OBJECTIVES)
+    tables = (CONVERSIONS, COLLECTORS, OBJECTIVES, DRAFTERS)
     rows = [{"kind": table.kind, "name": row.name, "help": row.help} for table in tables for row in table]
     rows += [{"kind": "factor", "name": name, "help": factor.help} for name, factor in FACTORS.items()]
     rows += [{"kind": "preset", "name": name, "help": _settings(keys)} for name, keys in PRESETS.items()]

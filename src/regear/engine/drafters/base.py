@@ -12,23 +12,25 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from regear.engine.types import Request
+
 Array = npt.NDArray[Any]
 Tokens = npt.NDArray[np.int32]
+
+NOTHING: Tokens = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text in flight, as a drafter sees it: `tokens` is a view of all that is known, the prompt first.
+    """A text in flight, as a drafter sees it: `tokens` is a view of all that is known, `prompt` tokens of prompt first.
 
-    `temperature` and `seed` are those of the request, for drafters that guess with the engine's own noise.
+    `request` says how it is sampled, for drafters that guess with the engine's own noise, and its group.
     """
 
     number: int
     tokens: Tokens
     prompt: int
-    group: Hashable = None
-    temperature: float = 0.0
-    seed: int = 0
+    request: Request
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class Outcome:
     guessed: int
     kept: int
     emitted: Tokens
+
+
+@dataclass(frozen=True)
+class Target:
+    """The model that a drafter guesses for, and its tokenizer where that is known."""
+
+    model: Any
+    tokenizer: Any = None
 
 
 class Drafter(Protocol):

@@ -7,9 +7,10 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from regear.engine.drafters.base import Array, Outcome, Text, Tokens
+from regear.core.errors import RecipeError
+from regear.engine.drafters.base import NOTHING, Array, Outcome, Target, Text, Tokens
 
-NOTHING: Tokens = np.empty(0, np.int32)
+BYTES = 4  # of a token
 
 
 class NgramDrafter:
@@ -24,23 +25,32 @@ class NgramDrafter:
         self.read: dict[int, int] = {}
 
     def propose(self, texts: Sequence[Text], most: Array) -> list[Tokens]:
-        """The tokens that followed."""
-        return [self._one(text, int(count)) for text, count in zip(texts, most, strict=True)]
+        """The tokens that followed, over again where the text ends before `most` of them."""
+        return [self._one(text, count) for text, count in zip(texts, most.tolist(), strict=True)]
 
     def _one(self, text: Text, most: int) -> Tokens:
-        places, tokens = self.places.setdefault(text.number, {}), text.tokens
-        start, length = self.read.get(text.number, 0), len(tokens)
-        for end in range(start, length):  # places where a gram ends, but not the newest: it would find itself
-            for n in self.lengths:
-                if end >= n:
-                    places[tokens[end - n : end].tobytes()] = end
-        self.read[text.number] = length
+        tokens, length = text.tokens, len(text.tokens)
+        places = self._index(text)
         if most < 1:
             return NOTHING
         for n in self.lengths:
-            if length >= n and (found := places.get(tokens[length - n : length].tobytes())) is not None:
-                return tokens[found : found + most].copy()
+            if length >= n and (found := places.get(tokens[length - n :].tobytes())) is not None:
+                return np.resize(tokens[found:], most)
         return NOTHING
+
+    def _index(self, text: Text) -> dict[bytes, int]:
+        """Where each n-gram of a text last ended, but for those that end it: they would find themselves."""
+        places = self.places.setdefault(text.number, {})
+        start, length = self.read.get(text.number, 0), len(text.tokens)
+        first = max(0, start - self.lengths.start)
+        new = text.tokens[first:length].tobytes()
+        for end in range(start, length):
+            stop = (end - first) * BYTES
+            for n in self.lengths:
+                if end >= n:
+                    places[new[stop - n * BYTES : stop]] = end
+        self.read[text.number] = length
+        return places
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
         """Nothing is learnt."""
@@ -49,3 +59,14 @@ class NgramDrafter:
         """Forget the text."""
         self.places.pop(number, None)
         self.read.pop(number, None)
+
+
+def open_ngram(argument: str, target: Target) -> NgramDrafter:
+    """The drafter of `ngram`.
+
+    Raises:
+        RecipeError: something stands after it.
+    """
+    if argument:
+        raise RecipeError(f"--draft ngram:{argument}: found {argument!r} after the colon; wanted ngram alone")
+    return NgramDrafter()

@@ -1,0 +1,64 @@
+"""The drafters that `--draft` knows, and how its words are read: `none`, `ngram`, `model:DIR`, `ngram+model:DIR`."""
+
+import re
+
+from regear.core.errors import RecipeError
+from regear.core.registry import Row, Table
+from regear.engine.drafters.base import Drafter, Target
+
+NONE = "none"
+
+DRAFTERS = Table(
+    "drafter",
+    [
+        Row(NONE, None, "", "one token a pass"),
+        Row(
+            "ngram", None, "regear.engine.drafters.ngram:open_ngram", "as the text went on after the same words before"
+        ),
+        Row(
+            "model", None, "regear.engine.drafters.model:open_model", "a small model of the same vocabulary: model:DIR"
+        ),
+    ],
+)
+
+
+def parse(words: str) -> list[tuple[Row, str]]:
+    """The rows that `--draft` names, in order, each with what stands after its colon; nothing for `none`.
+
+    Raises:
+        RecipeError: an unknown name, one twice, or `none` beside others.
+    """
+    names = "|".join(row.name for row in DRAFTERS)
+    parts = [part.partition(":") for part in re.split(rf"\+(?=(?:{names})(?:[:+]|$))", words)]
+    found = [(DRAFTERS[name], argument) for name, _, argument in parts]
+    taken = [row.name for row, _ in found]
+    if len(set(taken)) < len(taken) or (NONE in taken and len(taken) > 1):
+        raise RecipeError(f"--draft {words}: wanted each drafter once, and none alone")
+    return [] if taken == [NONE] else found
+
+
+def check_draft(words: str, tokens: int) -> None:
+    """Refuse what cannot be meant, before any weight is read.
+
+    Raises:
+        RecipeError: words that are not understood, or no tokens to guess.
+    """
+    parse(words)
+    if tokens < 1:
+        raise RecipeError(f"draft tokens: found {tokens}; wanted >= 1, or --draft none")
+
+
+def open_drafter(words: str, target: Target) -> Drafter | None:
+    """The drafter of `--draft`, which guesses as far ahead as it pays; of several the first with a guess gives it.
+
+    Raises:
+        RecipeError: words that are not understood.
+        IncompatibleModel: a drafter of another vocabulary.
+    """
+    from regear.engine.drafters.combine import Cascade
+    from regear.engine.drafters.payoff import Payoff
+
+    drafters: list[Drafter] = [row.load()(argument, target) for row, argument in parse(words)]
+    if not drafters:
+        return None
+    return Payoff(drafters[0] if len(drafters) == 1 else Cascade(drafters))
