@@ -7,7 +7,7 @@ What a text becomes depends on its request alone, up to near-ties of scores: not
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ class LocalEngine:
         self.tokenizer, self.draft, self.chunk = tokenizer, draft if drafter else 0, limits.chunk
         self.drafter = guarded(drafter, model.config.get_text_config().vocab_size)
         self.runner: Runner = runner_for(model, packed=packed)
+        self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
         budget = limits.cache_bytes if limits.cache_bytes is not None else free_bytes(model.device) // 2
         spare = max(1 + self.draft, 2)
         self.scheduler = Scheduler(self.runner, most=limits.rows, budget=budget, spare=spare)
@@ -77,28 +78,36 @@ class LocalEngine:
         """Queue a request; its number.
 
         Raises:
-            RecipeError: a parameter out of range, stop strings without a tokenizer, or a text too long for the cache.
+            RecipeError: a parameter out of range, a token that the model does not know, stop strings without a
+                tokenizer, or a text too long for the cache.
         """
         request.check()
         if request.stop and self.tokenizer is None:
             raise RecipeError("stop strings need an engine with a tokenizer")
+        self._check_tokens(request.prompt)
         number = self.submitted
         self.scheduler.add(number, request)
         self.submitted += 1
+        if request.logprobs:
+            self.logprobs[number] = []
         if request.timeout is not None:
             self.deadlines[number] = time.monotonic() + request.timeout
         return number
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        if not 0 <= min(tokens) <= max(tokens) < self.vocabulary:
+            raise RecipeError(
+                f"found tokens from {min(tokens)} to {max(tokens)}; wanted ids from 0 to {self.vocabulary - 1}"
+            )
 
     def cancel(self, number: int, reason: FinishReason = "cancelled") -> None:
         """End a request with what it has; nothing happens to one that has ended."""
         for item in self.scheduler.queue:
             if item.number == number:
                 self.scheduler.queue.remove(item)
-                if self.drafter is not None:  # it may know the text from before it was put back
-                    self.drafter.finish(
-                        number, np.array(item.known, np.int32), len(item.request.prompt), item.request.group
-                    )
-                self._complete(number, item.known[len(item.request.prompt) :], item.forwards, reason)
+                prompt = len(item.request.prompt)
+                self._forget(number, item.known, prompt, item.request.group)  # it may have been in flight before
+                self._complete(number, item.known[prompt:], item.forwards, reason)
                 return
         rows = np.flatnonzero(self.table.number[: self.table.count] == number)
         if len(rows):
@@ -108,26 +117,33 @@ class LocalEngine:
         """Complete every request; answers in their order. `listener` hears of new tokens as they come."""
         for request in requests:
             request.check()
-        numbers = [self.submit(request) for request in requests]
-        places = {number: place for place, number in enumerate(numbers)}
-        self.listener = None if listener is None else lambda number, new: listener(places[number], new)
+        places: dict[int, int] = {}
+
+        def heard(number: int, new: list[int]) -> None:
+            if listener is not None and number in places:  # others may be in flight
+                listener(places[number], new)
+
         try:
-            while not all(number in self.done for number in numbers):
+            for request in requests:
+                places[self.submit(request)] = len(places)
+            self.listener = heard
+            while not all(number in self.done for number in places):
                 self.step()
         except BaseException:
-            for number in numbers:
+            for number in places:
                 self.cancel(number)
             raise
         finally:
             self.listener = None
-            found = [self.done.pop(number, None) for number in numbers]
+            found = [self.done.pop(number, None) for number in places]
         return [completion for completion in found if completion is not None]
 
     def score(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
         """The log-probability of every token of each text but its first, given those before it, nats.
 
         Raises:
-            RecipeError: requests are in flight, an empty text, or one too long for the cache.
+            RecipeError: requests are in flight, an empty text, one with a token that the model does not know, or one
+                too long for the cache.
         """
         if self.scheduler.queue or self.table.count:
             raise RecipeError("texts are scored while no request is in flight; let the requests end first")
@@ -136,6 +152,7 @@ class LocalEngine:
     def _score(self, text: list[int]) -> list[float]:
         if not text:
             raise RecipeError("found an empty text; give at least one token")
+        self._check_tokens(text)
         self.scheduler.hold(1, len(text))
         found: list[float] = []
         for start in range(0, len(text) - 1, self.chunk):
@@ -162,17 +179,15 @@ class LocalEngine:
         table, first = self.table, self.scheduler.ready
         left = (table.length - table.cached)[first : table.count]
         width = int(min(left[0], self.chunk))
-        rows = 1
-        while rows < len(left) and (rows + 1) * max(width, min(left[rows], self.chunk)) <= self.chunk:
-            width = int(max(width, min(left[rows], self.chunk)))
-            rows += 1
+        rows, furthest = 1, table.cached[first]
+        for start, more in zip(table.cached[first + 1 : table.count], left[1:], strict=True):
+            wider, further = max(width, min(more, self.chunk)), max(furthest, start)
+            if (rows + 1) * wider > self.chunk or further + wider > self.scheduler.slots:  # padding takes slots too
+                break
+            rows, width, furthest = rows + 1, int(wider), further
         counts = np.minimum(left[:rows], width)
         part = slice(first, first + rows)
         starts = table.cached[part].copy()
-        before = self.scheduler.preempted
-        self.scheduler.room(int(starts.max()) + width)
-        if self.scheduler.preempted > before:
-            return  # rows have moved; the next step sees to them
         tokens = np.zeros((rows, width), np.int32)
         for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
             tokens[row, :count] = table.tokens[first + row, start : start + count]
@@ -194,7 +209,7 @@ class LocalEngine:
     def _decode(self) -> None:
         """One pass over every text in flight and its guesses."""
         table = self.table
-        self.scheduler.room(int(table.length[: self.scheduler.ready].max()) + self.draft)
+        self.scheduler.room()
         rows = self.scheduler.ready
         if not rows:
             return  # preempted
@@ -210,13 +225,7 @@ class LocalEngine:
         drawn[where] = self._draw(logits, where[0], starts[where[0]] + 1 + where[1], guessed, where[1])
         kept = verify.kept(drawn, guessed, counts)
         self.runner.keep(0, kept + 1)
-        numbers = table.number[:rows].tolist()
-        taken = self._emit(np.arange(rows), drawn, kept)
-        if self.drafter is not None:
-            parts = zip(numbers, counts.tolist(), kept.tolist(), drawn.astype(np.int32), taken.tolist(), strict=True)
-            self.drafter.observe(
-                [Outcome(number, guesses, held, new[:count]) for number, guesses, held, new, count in parts]
-            )
+        self._emit(np.arange(rows), drawn, kept, counts)
 
     def _guess(self) -> tuple[np.ndarray, np.ndarray]:
         """Guesses of every ready row, [N, K], and how many each has."""
@@ -225,7 +234,7 @@ class LocalEngine:
             return np.zeros((rows, 0), np.int32), np.zeros(rows, np.int64)
         room = np.minimum(table.limit[:rows] - table.length[:rows] - 1, self.draft)
         texts = [self._text(row) for row in range(rows)]
-        found = self.drafter.propose(texts, room)
+        found = [guess[:most] for guess, most in zip(self.drafter.propose(texts, room), room.tolist(), strict=True)]
         counts = np.array([len(guess) for guess in found], np.int64)
         guessed = np.zeros((rows, int(counts.max(initial=0))), np.int32)
         for row, guess in enumerate(found):
@@ -264,8 +273,10 @@ class LocalEngine:
             self.drawn_logprobs = dict(zip(zip(rows.tolist(), positions.tolist(), strict=True), found, strict=True))
         return drawn.numpy(force=True)
 
-    def _emit(self, rows: np.ndarray, drawn_NQ: np.ndarray, kept_N: np.ndarray) -> np.ndarray:
-        """Append what was drawn and stands; end texts that end. How many tokens each text was given."""
+    def _emit(
+        self, rows: np.ndarray, drawn_NQ: np.ndarray, kept_N: np.ndarray, guesses_N: np.ndarray | None = None
+    ) -> None:
+        """Append what was drawn and stands, tell the drafter what became of its guesses, end texts that end."""
         table = self.table
         room = table.limit[rows] - table.length[rows]
         taken, stopped = verify.ends(drawn_NQ, kept_N, room, table.stops[rows])
@@ -280,24 +291,28 @@ class LocalEngine:
         if table.logprobs[rows].any():
             for row, count in zip(rows.tolist(), taken.tolist(), strict=True):
                 if table.logprobs[row]:
-                    held = self.logprobs.setdefault(int(table.number[row]), [])
+                    held = self.logprobs[int(table.number[row])]
                     start = int(table.length[row])
                     held += [self.drawn_logprobs[row, start + place] for place in range(count)]
         table.length[rows] += taken
         table.cached[rows] = table.length[rows] - 1
-        if self.listener:
-            for number, new, count in zip(table.number[rows].tolist(), drawn_NQ, taken.tolist(), strict=True):
-                self.listener(number, new[:count].tolist())
+        numbers = table.number[rows].tolist()
+        if self.drafter is not None and guesses_N is not None:
+            parts = zip(numbers, guesses_N.tolist(), kept_N.tolist(), drawn_NQ.astype(np.int32), taken, strict=True)
+            self.drafter.observe([Outcome(number, count, kept, new[:end]) for number, count, kept, new, end in parts])
         over = stopped | (table.length[rows] >= table.limit[rows])
         for i in np.flatnonzero(over)[::-1]:
             self._finish(int(rows[i]), "stop" if stopped[i] else "length")
-        return taken
+        if self.listener:  # last, so that it may cancel
+            for number, new, count in zip(numbers, drawn_NQ, taken.tolist(), strict=True):
+                self.listener(number, new[:count].tolist())
 
     def _stop_string(self, row: int, new: np.ndarray, stopped: bool) -> tuple[int, bool]:
         """How many new tokens stand until a stop string is whole, and whether the text has ended."""
         written, stops = self.table.written(row), self.table.requests[row].stop
+        longest = max(len(stop.encode()) for stop in stops)  # a token may be as little as a byte
         for count in range(1, len(new) + 1):
-            tail = (written + new[:count].tolist())[-(max(map(len, stops)) + 8) :]
+            tail = (written + new[:count].tolist())[-(longest + 8) :]
             text = self.tokenizer.decode(tail, skip_special_tokens=True)
             if any(stop in text for stop in stops):
                 return count, True
@@ -307,13 +322,14 @@ class LocalEngine:
         """End the text of a row."""
         table = self.table
         number, written = int(table.number[row]), table.written(row)
-        if self.drafter is not None:
-            self.drafter.finish(
-                number, np.array(table.text(row), np.int32), int(table.prompt[row]), table.requests[row].group
-            )
+        self._forget(number, table.text(row), int(table.prompt[row]), table.requests[row].group)
         forwards = int(table.forwards[row])
         self.scheduler.remove(row)
         self._complete(number, written, forwards, reason)
+
+    def _forget(self, number: int, tokens: list[int], prompt: int, group: Hashable) -> None:
+        if self.drafter is not None:
+            self.drafter.finish(number, np.array(tokens, np.int32), prompt, group)
 
     def _complete(self, number: int, written: list[int], forwards: int, reason: FinishReason) -> None:
         self.deadlines.pop(number, None)

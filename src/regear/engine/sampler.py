@@ -17,6 +17,8 @@ from regear.ops.noise import gumbel, keys
 
 Array = npt.NDArray[Any]
 
+COLD = 1e-9  # temperatures up to here are greedy: scores over less would overflow, and noise could decide nothing
+
 
 @dataclass(frozen=True)
 class Places:
@@ -46,7 +48,7 @@ def choose(logits_RV: torch.Tensor, places: Places) -> torch.Tensor:
         logits_RV = logits_RV.clone()
         for row, (request, prompt, before) in places.before.items():
             penalise(logits_RV[row], request, prompt, before)
-    sampled = np.flatnonzero(places.temperature)
+    sampled = np.flatnonzero(places.temperature > COLD)
     if len(sampled) == len(places.temperature):
         return noisy(logits_RV, places).argmax(-1)
     found = logits_RV.argmax(-1)

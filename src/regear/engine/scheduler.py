@@ -101,7 +101,7 @@ class Scheduler:
     def _begin(self, item: Waiting, source: int, common: int) -> None:
         row = self.table.add(item.number, item.request, item.known)
         self.table.forwards[row] = item.forwards
-        self.room(len(item.known) + self.spare)
+        self.room()
         if common >= SHARE:
             self.runner.copy(source, row, common)
             self.table.cached[row] = common
@@ -118,23 +118,27 @@ class Scheduler:
             self.rows, self.slots = rows, slots
             self.runner.reserve(rows, slots, 0)
 
-    def room(self, slots: int) -> None:
-        """Hold all rows with so many slots each; rows that do not fit go back to the queue, the newest first."""
+    def room(self) -> None:
+        """Hold every row with room for one pass; rows that do not fit go back to the queue, the newest first."""
         table = self.table
-        slots = max(_grain(slots), self.slots)
-        while table.count > 1 and not self._holds(table.count, slots):
+        while table.count > 1 and not self._holds(table.count, self._needed()):
             self.put_back()
-        rows = self.rows
+        needed, rows, slots = self._needed(), self.rows, self.slots
         if table.count > rows:
             rows = min(self.most, max(table.count, 2 * rows))
-        if slots > self.slots:
-            rows = table.count if self.slots else rows
-            slots = max(slots, _grain(self.slots * 5 // 4))
-        if not self._holds(rows, slots):
-            rows, slots = table.count, min(slots, max(self.slots, self.capacity // table.count - self.fixed))
+        if needed > slots:
+            rows = table.count if slots else rows
+            slots = max(needed, _grain(slots * 5 // 4))
+        if not self._holds(rows, slots):  # rows may have been longer before, and leave what they need no longer
+            slots = min(slots, self.capacity // table.count - self.fixed)
+            rows = max(table.count, min(rows, self.capacity // (slots + self.fixed)))
         if (rows, slots) != (self.rows, self.slots):
+            live = min(table.count, self.rows)
             self.rows, self.slots = rows, slots
-            self.runner.reserve(rows, slots, table.count)
+            self.runner.reserve(rows, slots, live)
+
+    def _needed(self) -> int:
+        return _grain(int(self.table.length[: self.table.count].max()) + self.spare)
 
     def put_back(self) -> None:
         """Preempt the newest text: what is known of it will be read again."""

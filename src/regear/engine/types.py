@@ -1,5 +1,6 @@
 """What goes into an engine and what comes out, the same for every engine."""
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -60,6 +61,8 @@ class Request:
             "top_k": (self.top_k, self.top_k >= 0, ">= 0"),
             "min_p": (self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
             "repetition_penalty": (self.repetition_penalty, 0 < self.repetition_penalty < float("inf"), "above 0"),
+            "presence_penalty": (self.presence_penalty, math.isfinite(self.presence_penalty), "a finite number"),
+            "frequency_penalty": (self.frequency_penalty, math.isfinite(self.frequency_penalty), "a finite number"),
             "timeout": (self.timeout, self.timeout is None or self.timeout > 0, "above 0 seconds"),
         }
         for name, (value, fits, wanted) in ranges.items():

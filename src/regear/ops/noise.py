@@ -27,7 +27,8 @@ def keys(seed: npt.ArrayLike, *places: npt.ArrayLike) -> Integers:
     golden = np.uint64(GOLDEN)
     state = mix(_unsigned(seed) + golden)
     for place in places:
-        state = mix(state ^ mix(_unsigned(place) + golden))
+        # Once more through the mixer: were the two treated alike, (a, b) and (b, a) would share a key, and all (a, a).
+        state = mix(mix(state + golden) ^ mix(_unsigned(place) + golden))
     return state
 
 
