@@ -102,7 +102,7 @@ class Knowing:
     def propose(self, texts, most):
         guesses = []
         for text, count in zip(texts, most, strict=True):
-            whole = self.answers[tuple(text.tokens[: text.prompt].tolist()), text.seed]
+            whole = self.answers[tuple(text.tokens[: text.prompt].tolist()), text.request.seed]
             known = len(text.tokens)
             if whole[:known] != text.tokens.tolist():
                 self.faults.append(f"text {text.number} is not what it is without guesses")
@@ -126,22 +126,22 @@ def right(guess, text, most):
 
 def half(guess, text, most):
     """Each token wrong half of the time."""
-    draw = random.Random(text.seed + len(text.tokens))
+    draw = random.Random(text.request.seed + len(text.tokens))
     return [token if draw.random() < 0.5 else (token + 1) % 60 for token in guess]
 
 
 def adversarial(guess, text, most):
-    """Wrong, none, past the limit, a stop token right at the start, one token again and again, the prompt again."""
+    """Wrong, none, past the end of the text, a stop token right at the start, one token again and again, the prompt again."""
     known = text.tokens.tolist()
     return [
         [(token + 1) % 60 for token in guess],
         [],
-        [*guess, *[7] * 9],
-        [*guess[:1], *[60] * 3],
+        [*guess, *[7] * 9][:most],
+        [*guess[:1], *[60] * 3][:most],
         [known[-1]] * most,
         known[: text.prompt][:most],
         guess[:-1],
-    ][(text.seed + len(known)) % 7]
+    ][(text.request.seed + len(known)) % 7]
 
 
 DRAFTERS = {

@@ -168,7 +168,7 @@ def test_a_beginning_in_common_is_read_once(name, monkeypatch):
     asked = [Request([*common[:40], i, *range(i)], 3, temperature=1.0, seed=i) for i in range(12)]
     read = {}
     for shares in (True, False):
-        monkeypatch.setattr("regear.engine.local.AttentionRunner", Counting)
+        monkeypatch.setattr("regear.engine.local.runner_for", Counting)
         monkeypatch.setattr(Counting, "shares", shares)
         engine = LocalEngine(model(name))
         read[shares] = tokens(engine.generate(asked)), engine.runner.read_tokens
@@ -177,7 +177,7 @@ def test_a_beginning_in_common_is_read_once(name, monkeypatch):
 
 
 def test_samples_of_one_prompt_read_it_once_but_for_its_last_token(monkeypatch):
-    monkeypatch.setattr("regear.engine.local.AttentionRunner", Counting)
+    monkeypatch.setattr("regear.engine.local.runner_for", Counting)
     engine = LocalEngine(model())
     engine.generate([Request(list(range(30)), 3, temperature=1.0, seed=i) for i in range(8)])
     assert engine.runner.read_tokens == 30 + 7 + 8 * 2

@@ -242,7 +242,7 @@ def writing(text):
     ("stop", "end"), [("c", 3), ("bcd", 4), ("efghab", 10), ("x", None), ("zz", None), ("h", 8), (("gh", "d"), 4)]
 )
 def test_stop_strings_that_straddle_tokens(stop, end, guessed, monkeypatch):
-    monkeypatch.setattr("regear.engine.local.AttentionRunner", writing(b"abcdefgh"))
+    monkeypatch.setattr("regear.engine.local.runner_for", writing(b"abcdefgh"))
     stops = (stop,) if isinstance(stop, str) else stop
     asked = [Request([0], 20, stop=stops), Request([0], 20, seed=1)]
     plain = LocalEngine(minimal(256), Letters()).generate([replace(request, stop=()) for request in asked])
@@ -255,7 +255,7 @@ def test_stop_strings_that_straddle_tokens(stop, end, guessed, monkeypatch):
 
 def test_a_stop_string_of_many_tokens_a_letter(monkeypatch):
     written = "ab — 日本語日本語日本語 end".encode()
-    monkeypatch.setattr("regear.engine.local.AttentionRunner", writing(written))
+    monkeypatch.setattr("regear.engine.local.runner_for", writing(written))
     asked = Request([0], len(written), stop=("日本語日本語日本語",))
     (found,) = LocalEngine(minimal(256), Letters()).generate([asked])
     assert bytes(found.token_ids).decode() == "ab — 日本語日本語日本語"
