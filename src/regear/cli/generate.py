@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from regear.cli.output import Device, Json, Quiet, Seed, show, table
+from regear.cli.output import Device, Dtype, Json, Quiet, Seed, show, table
 from regear.cli.progress import Bars
 
 
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
         max_tokens: Annotated[int, typer.Option(help="At most so many new tokens.")] = 128,
         temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
         top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+        dtype: Dtype = None,
         device: Device = "auto",
         seed: Seed = 0,
         as_json: Json = False,
@@ -42,6 +43,7 @@ def register(app: typer.Typer) -> None:
             "temperature": temperature,
             "top_p": top_p,
             "seed": seed,
+            "dtype": dtype,
             "device": device,
         }
         if prompts is not None and output is not None:

@@ -8,7 +8,8 @@ from regear.core.errors import RecipeError
 from regear.engine.local import LocalEngine
 from regear.engine.types import Request
 from regear.models.builtin import resolve
-from regear.models.load import load_model, load_tokenizer
+from regear.models.load import load_tokenizer
+from regear.models.precision import check_dtype, load_as
 
 
 def stop_tokens(model: Any) -> tuple[int, ...]:
@@ -36,6 +37,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    dtype: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Complete one prompt.
@@ -48,19 +50,21 @@ def generate(
         temperature: 0 is greedy.
         top_p: nucleus sampling.
         seed: of the sampling.
+        dtype: `float32`, `bfloat16`, `float16`, or `int8` (weights, on a CPU); by default as `load_model` does.
 
     Returns the JSON object that `regear generate --json` prints.
 
     Raises:
-        RecipeError: a parameter out of range or an empty prompt.
+        RecipeError: a parameter out of range, an empty prompt, or a dtype not for this device.
     """
     if max_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise RecipeError(
             f"found max_tokens={max_tokens}, temperature={temperature}, top_p={top_p}; "
             "wanted max_tokens >= 1, temperature >= 0, 0 < top_p <= 1"
         )
+    check_dtype(dtype, device)
     path = resolve(model)
-    tokenizer, network = load_tokenizer(path), load_model(path, device)
+    tokenizer, network = load_tokenizer(path), load_as(path, device, dtype)
     ids = encode_prompt(tokenizer, prompt, raw=raw)
     if not ids:
         raise RecipeError("the prompt is empty; give some text")
@@ -71,6 +75,7 @@ def generate(
     new = completion.token_ids
     return {
         "model": str(model),
+        "dtype": dtype,
         "text": tokenizer.decode(new, skip_special_tokens=True),
         "token_ids": new,
         "tokens": len(new),
