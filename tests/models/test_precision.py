@@ -1,5 +1,8 @@
 """A model in a chosen precision: what becomes int8, what stays, how little the answers change."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -27,6 +30,16 @@ def test_all_maps_but_no_embedding(tiny):
     assert type(model.get_input_embeddings()) is nn.Embedding
     names = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
     assert all("norm" in name or "embed" in name for name in names)
+
+
+def test_the_float_weights_are_freed(tiny):
+    model = load_model(tiny("llama-tied"))
+    floats = [weakref.ref(part.weight) for part in model.modules() if isinstance(part, nn.Linear)]
+    quantise_weights(model)
+    gc.collect()
+    alive = [held() for held in floats if held() is not None]
+    assert len(alive) == 1
+    assert alive[0] is model.get_input_embeddings().weight  # the head's, which the embedding needs
 
 
 def test_maps_of_one_input_share_their_gain(tiny):

@@ -141,8 +141,8 @@ class LeanDecoder:
 
 def joined(maps: list[Any]) -> Any:
     """Several maps of one input as one."""
-    if all(isinstance(part, Int8Linear) for part in maps) and (found := int8.joined(maps)):
-        return found
+    if all(isinstance(part, Int8Linear) for part in maps) and (whole := int8.joined(maps)):
+        return whole
     if not all(isinstance(part, nn.Linear) for part in maps):
         return lambda x: torch.cat([part(x) for part in maps], dim=-1)
     weight = torch.cat([part.weight.detach() for part in maps])

@@ -65,11 +65,11 @@ def evaluate(
     for name, value in (("windows", windows), ("items", items)):
         if value is not None and value < 1:
             raise RecipeError(f"found {name}={value}; wanted at least 1")
-    for name, value in (("against_kv", against_kv), ("against_dtype", against_dtype)):
-        if value is not None and against is None:
-            raise RecipeError(f"found {name}={value} and no other model; name one with against")
-    for value in (dtype, against_dtype):
-        check_dtype(value, device)
+    for name, other in (("against_kv", against_kv), ("against_dtype", against_dtype)):
+        if other is not None and against is None:
+            raise RecipeError(f"found {name}={other} and no other model; name one with against")
+    for kind in (dtype, against_dtype):
+        check_dtype(kind, device)
     if context is not None and not long:
         raise RecipeError(f"found context={context} without long; it says how long the long windows are")
     kinds = (kv, against_kv)

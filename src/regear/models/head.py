@@ -29,7 +29,7 @@ def head(model: Any) -> torch.Tensor:
 
 @torch.no_grad()
 def apart(model: Any) -> float:
-    """How far, on a few tokens, the head's product with last hidden states is from the model's logits, over the largest."""
+    """How far the head's product with last hidden states is from the logits, over the largest, on a few tokens."""
     tokens = torch.arange(PROBE, device=model.device).unsqueeze(0) % len(model.get_input_embeddings().weight)
     expected = model(input_ids=tokens, use_cache=False).logits.double()
     states = decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state

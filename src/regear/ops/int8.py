@@ -95,6 +95,8 @@ class Int8Linear(nn.Module):
         gain_I: what inputs are multiplied by.
     """
 
+    gain: torch.Tensor | None
+    bias: nn.Parameter | None
     digits = 1
     """Numbers of a row are rounded to so many digits of base 127; see `exact`."""
 
@@ -169,14 +171,14 @@ def of_linear(layer: nn.Linear, gain_I: torch.Tensor | None = None) -> Int8Linea
 
 def joined(maps: list[Int8Linear]) -> Int8Linear | None:
     """Several maps of one input as one, each result as it was; None if they do not share their gain."""
-    first = maps[0]
-    if any((part.gain is None) != (first.gain is None) or (part.bias is None) != (first.bias is None) for part in maps):
-        return None
-    if first.gain is not None and not all(torch.equal(part.gain, first.gain) for part in maps):
+    gains = [part.gain for part in maps if part.gain is not None]
+    biases: list[torch.Tensor] = [part.bias for part in maps if part.bias is not None]
+    if {len(gains), len(biases)} - {0, len(maps)} or not all(torch.equal(one, gains[0]) for one in gains):
         return None
     codes, scales = zip(*(part.codes for part in maps), strict=True)
-    bias = None if first.bias is None else torch.cat([part.bias for part in maps])
-    return Int8Linear(torch.cat(codes), torch.cat(scales), bias, first.gain)
+    return Int8Linear(
+        torch.cat(codes), torch.cat(scales), torch.cat(biases) if biases else None, gains[0] if gains else None
+    )
 
 
 @contextmanager
