@@ -63,7 +63,8 @@ def test_matrices_that_are_read_stay_float(tiny):
         def __init__(self, model):
             super().__init__()
             self.inner, self.kv_b_proj = model, nn.Linear(4, 4)
-            self.get_input_embeddings = model.get_input_embeddings
+            for name in ("get_input_embeddings", "get_output_embeddings", "generate"):
+                setattr(self, name, getattr(model, name))
 
         def forward(self, **inputs):
             return self.inner(**inputs)

@@ -8,7 +8,7 @@ from torch import nn
 
 from regear.core.errors import IncompatibleModel
 from regear.ops import int8
-from regear.ops.int8 import Int8Linear, joined, naive, of_linear, quantise
+from regear.ops.int8 import joined, naive, of_linear, quantise
 
 widths = st.integers(1, 70)
 
@@ -62,6 +62,18 @@ def test_exact_rounds_the_weights_only():
     assert (fast(x) - wanted).abs().max() > 1e-3
 
 
+def test_two_digits_round_rows_a_hundred_times_finer():
+    layer, gain_I, *_ = make(64, 20, bias=True, gain=True)
+    x = torch.randn(5, 64)
+    one, two = of_linear(layer, gain_I), of_linear(layer, gain_I, digits=2)
+    wanted = nn.functional.linear(x, one.weight, layer.bias)
+    assert (two(x) - wanted).norm() < (one(x) - wanted).norm() / 60
+    assert torch.equal(two(x)[1:3], two(x[1:3]))
+    with int8.exact(two):
+        pass
+    assert two.digits == 2
+
+
 def test_joined_maps_give_the_same_numbers():
     layers = [make(24, outer, bias=True, seed=outer)[0] for outer in (7, 9)]
     gain_I, x = torch.rand(24) + 0.5, torch.randn(3, 24)
@@ -113,4 +125,3 @@ def test_a_torch_without_the_operator_is_refused(monkeypatch):
     monkeypatch.setattr(int8, "_apply", None)
     with pytest.raises(IncompatibleModel, match="float32"):
         of_linear(nn.Linear(4, 4))
-    assert Int8Linear.digits == 1

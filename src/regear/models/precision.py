@@ -16,7 +16,8 @@ INT8 = "int8"
 NAMES = (*FLOATS, INT8)
 
 READ = ("v_b_proj", "kv_b_proj")  # latent attention multiplies with these matrices itself
-TOKENS = (2, 96)  # sequences and their length
+TEXTS, LENGTH = 8, 24  # tokens
+HEAD_DIGITS = 2  # a head's rounding falls on the scores themselves; rows there are few
 
 
 def check_dtype(name: str | None, device: str = "auto") -> None:
@@ -54,14 +55,26 @@ def quantise_weights(model: Any) -> None:
     """Give every linear map of a float32 model on a CPU int8 weights, in place; the float ones are freed.
 
     Embeddings stay, also where the head shares their weight; norms, routed experts and what `READ` names do too. The
-    sizes of inputs come from random tokens, so that the result depends on the model alone.
+    sizes of inputs come from texts that the model itself writes, so that the result depends on the model alone.
     """
     maps = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     maps = {name: part for name, part in maps.items() if name.rpartition(".")[2] not in READ}
     for names, size_I in _inputs(model, maps):
         gain_I = None if size_I is None else int8.gain(size_I, [maps[name].weight for name in names])
         for name in names:
-            model.set_submodule(name, int8.of_linear(maps.pop(name), gain_I))
+            digits = HEAD_DIGITS if maps[name] is model.get_output_embeddings() else 1
+            model.set_submodule(name, int8.of_linear(maps.pop(name), gain_I, digits))
+
+
+def own_texts(model: Any) -> torch.Tensor:
+    """Tokens that the model draws after single random ones, the same every time, [TEXTS, 1 + LENGTH]."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first = torch.randint(len(model.get_input_embeddings().weight), (TEXTS, 1))
+        plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        ends = {"max_new_tokens": LENGTH, "eos_token_id": None, "pad_token_id": 0}
+        texts: torch.Tensor = model.generate(first, attention_mask=torch.ones_like(first), **plain, **ends)
+        return texts
 
 
 def _inputs(model: Any, maps: dict[str, nn.Linear]) -> list[tuple[list[str], torch.Tensor | None]]:
@@ -80,11 +93,10 @@ def _inputs(model: Any, maps: dict[str, nn.Linear]) -> list[tuple[list[str], tor
 
         return hook
 
+    texts = own_texts(model)
     hooks = [part.register_forward_pre_hook(note(name)) for name, part in maps.items()]
-    vocabulary = len(model.get_input_embeddings().weight)
-    tokens = torch.randint(vocabulary, TOKENS, generator=torch.Generator().manual_seed(0))
     try:
-        model(input_ids=tokens, use_cache=False)
+        model(input_ids=texts, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

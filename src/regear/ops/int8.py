@@ -93,12 +93,11 @@ class Int8Linear(nn.Module):
         codes_OI, scale_O: of `quantise`, the weight over `gain_I` where there is one; laid out for FBGEMM, not kept.
         bias_O: float32.
         gain_I: what inputs are multiplied by.
+        digits: of base 127 that numbers of a row are rounded to; each costs a row of the product.
     """
 
     gain: torch.Tensor | None
     bias: nn.Parameter | None
-    digits = 1
-    """Numbers of a row are rounded to so many digits of base 127; see `exact`."""
 
     def __init__(
         self,
@@ -106,13 +105,14 @@ class Int8Linear(nn.Module):
         scale_O: torch.Tensor,
         bias_O: torch.Tensor | None = None,
         gain_I: torch.Tensor | None = None,
+        digits: int = 1,
     ) -> None:
         super().__init__()
         check()
         self.out_features, self.in_features = codes_OI.shape
         self.bias = None if bias_O is None else nn.Parameter(bias_O.detach().float(), requires_grad=False)
         self.register_buffer("gain", gain_I, persistent=False)
-        self.most = levels()
+        self.most, self.digits = levels(), digits
         self.layout = _layout(codes_OI, scale_O)
 
     @torch.no_grad()
@@ -163,21 +163,27 @@ def _layout(codes_OI: torch.Tensor, scale_O: torch.Tensor) -> Any:
         return torch.ops.quantized.linear_prepack(whole, None)
 
 
-def of_linear(layer: nn.Linear, gain_I: torch.Tensor | None = None) -> Int8Linear:
+def of_linear(layer: nn.Linear, gain_I: torch.Tensor | None = None, digits: int = 1) -> Int8Linear:
     """The same map with int8 weights."""
     weight_OI = layer.weight if gain_I is None else layer.weight / gain_I
-    return Int8Linear(*quantise(weight_OI), layer.bias, gain_I)
+    return Int8Linear(*quantise(weight_OI), layer.bias, gain_I, digits)
 
 
 def joined(maps: list[Int8Linear]) -> Int8Linear | None:
-    """Several maps of one input as one, each result as it was; None if they do not share their gain."""
+    """Several maps of one input as one, each result as it was; None if they differ in gain or digits."""
     gains = [part.gain for part in maps if part.gain is not None]
     biases: list[torch.Tensor] = [part.bias for part in maps if part.bias is not None]
+    if len({part.digits for part in maps}) > 1:
+        return None
     if {len(gains), len(biases)} - {0, len(maps)} or not all(torch.equal(one, gains[0]) for one in gains):
         return None
     codes, scales = zip(*(part.codes for part in maps), strict=True)
     return Int8Linear(
-        torch.cat(codes), torch.cat(scales), torch.cat(biases) if biases else None, gains[0] if gains else None
+        torch.cat(codes),
+        torch.cat(scales),
+        torch.cat(biases) if biases else None,
+        gains[0] if gains else None,
+        maps[0].digits,
     )
 
 
@@ -189,10 +195,11 @@ def exact(*modules: nn.Module) -> Iterator[None]:
     two ways need this.
     """
     found = {part for module in modules for part in module.modules() if isinstance(part, Int8Linear)}
+    before = [(part, part.digits) for part in found]
     for part in found:
         part.digits = EXACT
     try:
         yield
     finally:
-        for part in found:
-            part.digits = 1
+        for part, digits in before:
+            part.digits = digits
