@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from regear.cli.output import Device, Json, Quiet, Seed, grid, show, table
+from regear.cli.output import Device, Dtype, Json, Quiet, Seed, grid, show, table
 
 
 def register(app: typer.Typer) -> None:
@@ -15,6 +15,8 @@ def register(app: typer.Typer) -> None:
     def evaluate(
         model: Annotated[str, typer.Argument(help="Directory, hub id or embedded name.")],
         against: Annotated[str | None, typer.Option(help="Pair with this model on the same windows and items.")] = None,
+        dtype: Dtype = None,
+        against_dtype: Annotated[str | None, typer.Option(help="The same for the other model.")] = None,
         kv: Annotated[str | None, typer.Option(help="Read through a cache that stores bf16, int8 or int4.")] = None,
         against_kv: Annotated[str | None, typer.Option(help="The same for the other model.")] = None,
         text: Annotated[list[str], typer.Option(help="Text or JSONL file (repeatable), or `builtin`.")] = ["builtin"],  # noqa: B006
@@ -36,6 +38,8 @@ def register(app: typer.Typer) -> None:
         result = regear.eval(
             model,
             against=against,
+            dtype=dtype,
+            against_dtype=against_dtype,
             kv=kv,
             against_kv=against_kv,
             text=text,
@@ -54,7 +58,7 @@ def register(app: typer.Typer) -> None:
 
 def _text(result: dict[str, Any]) -> str:
     rows = [
-        ("model", result["model"]),
+        ("model", _named(result)),
         ("windows / tokens", f"{result['windows']} / {result['tokens']:,}"),
         ("perplexity", f"{result['perplexity']:.3f}"),
         ("bits per byte", f"{result['bits_per_byte']:.4f}"),
@@ -64,7 +68,7 @@ def _text(result: dict[str, Any]) -> str:
         speed = result["tokens_per_second"]
         rows.append(("tokens/s", f"prefill {speed['prefill']:.0f}, decode {speed['decode']:.1f}"))
     if other := result.get("against"):
-        rows.append(("against", f"{other['model']}: perplexity {other['perplexity']:.3f}, {_cache(other)}"))
+        rows.append(("against", f"{_named(other)}: perplexity {other['perplexity']:.3f}, {_cache(other)}"))
         if other["ratio"] is not None:
             low, high = other["ratio_ci"]
             rows.append(("ratio", f"{other['ratio']:.4f} (95 % {low:.4f} to {high:.4f}), KL {other['kl']:.4f}"))
@@ -91,6 +95,10 @@ def _long(result: dict[str, Any]) -> str:
 def _whole(rows: Any) -> list[Any]:
     """Planted facts over all depths only; a report has every depth."""
     return [row for row in rows if not isinstance(row[0], int) or row[1] == "all"]
+
+
+def _named(side: dict[str, Any]) -> str:
+    return f"{side['model']} ({side['dtype']})" if side["dtype"] else str(side["model"])
 
 
 def _cache(side: dict[str, Any]) -> str:

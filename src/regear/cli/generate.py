@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from regear.cli.output import Device, Json, Quiet, Seed, show, table
+from regear.cli.output import Device, Dtype, Json, Quiet, Seed, show, table
 from regear.cli.progress import Bars
 
 
@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
             str, typer.Option(help="Who guesses tokens ahead: none, ngram, model:DIR or ngram+model:DIR.")
         ] = "none",
         draft_tokens: Annotated[int, typer.Option(help="Guesses at most for one pass of the model.")] = 4,
+        dtype: Dtype = None,
         device: Device = "auto",
         seed: Seed = 0,
         as_json: Json = False,
@@ -50,6 +51,7 @@ def register(app: typer.Typer) -> None:
             "temperature": temperature,
             "top_p": top_p,
             "seed": seed,
+            "dtype": dtype,
             "device": device,
             "draft": draft,
             "draft_tokens": draft_tokens,

@@ -8,6 +8,7 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no table.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16, or int8 weights on a CPU.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
 

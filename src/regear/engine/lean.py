@@ -18,6 +18,8 @@ from torch import nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from regear.engine.cache import Pass, RowCache, write
+from regear.ops import int8
+from regear.ops.int8 import Int8Linear
 from regear.ops.linear import Linear, pack
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "olmo2")
@@ -48,9 +50,13 @@ class LeanDecoder:
         self.query_heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.layers = [self._layer(layer) for layer in decoder.layers]
         if packed:
-            for layer in self.layers:
-                for maps in (layer.qkv, layer.output, layer.gate_up, layer.down):
-                    pack(maps)
+            for part in self.maps():
+                pack(part)
+
+    def maps(self) -> list[nn.Module]:
+        """The linear maps of all layers."""
+        parts = [part for layer in self.layers for part in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+        return [part for part in parts if isinstance(part, nn.Module)]
 
     def _layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -156,6 +162,8 @@ def _padded(part_MHW: torch.Tensor, plan: Pass, real_M: torch.Tensor | None) -> 
 
 def joined(maps: list[Any]) -> Any:
     """Several maps of one input as one."""
+    if all(isinstance(part, Int8Linear) for part in maps) and (whole := int8.joined(maps)):
+        return whole
     if not all(isinstance(part, nn.Linear) for part in maps):
         return lambda x: torch.cat([part(x) for part in maps], dim=-1)
     weight = torch.cat([part.weight.detach() for part in maps])

@@ -17,7 +17,8 @@ from regear.engine.text import stop_tokens
 from regear.engine.types import Request
 from regear.models.adapter import source_digest
 from regear.models.builtin import resolve
-from regear.models.load import load_model, load_tokenizer
+from regear.models.load import load_tokenizer
+from regear.models.precision import check_dtype, load_as
 from regear.tasks.text import BUILTIN, read_documents, windows_of
 
 BEGINNING = 64  # tokens of a text window that the model goes on from
@@ -34,6 +35,7 @@ def generate_rows(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    dtype: str | None = None,
     device: str = "auto",
     draft: str = "none",
     draft_tokens: int = DRAFT,
@@ -49,6 +51,7 @@ def generate_rows(
     Args:
         prompts: JSONL rows `{prompt}` (a string or messages) or `{messages}` (a last answer is replaced); or a text
             file, or the word `builtin`, whose windows' beginnings are continued.
+        dtype: as in `generate`.
         temperature: 0 is greedy. The seed of a row is fixed by `seed` and its number.
         draft: who guesses tokens ahead, as in `generate`; `draft_tokens` of them at most for one pass.
 
@@ -64,14 +67,15 @@ def generate_rows(
     if out.exists():
         raise RecipeError(f"{out} is already there; choose another output, or remove it")
     check_draft(draft, draft_tokens)
+    check_dtype(dtype, device)
     path = resolve(model)
     tokenizer = load_tokenizer(path)
     asked = list(read_prompts(prompts, tokenizer))
-    settings = [source_digest(path), asked, max_tokens, temperature, top_p, seed]
+    settings = [source_digest(path), asked, max_tokens, temperature, top_p, seed] + ([dtype] if dtype else [])
     partial = out.with_name(f".{out.name}.{digest(settings)[:16]}.partial")
     done = _finished(partial)
     if done < len(asked):
-        network = load_model(path, device)
+        network = load_as(path, device, dtype)
         engine = LocalEngine(network, drafter=open_drafter(draft, Target(network, tokenizer)), draft=draft_tokens)
         requests = (
             Request(

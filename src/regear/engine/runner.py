@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
-from regear.core.errors import IncompatibleModel
 from regear.engine import attention, lean
 from regear.engine.cache import Pass, RowCache, row_cache
 from regear.engine.lean import LeanDecoder
-from regear.models.head import check_head
+from regear.models.head import splits
+from regear.ops.int8 import exact
 from regear.ops.linear import adopt, pack
 
 Array = npt.NDArray[Any]
@@ -58,7 +58,7 @@ class AttentionRunner:
         self.model, self.device = model, model.device
         attention.register()
         self.bytes_per_token, self.cache = self._probe()
-        self.split = self._split()
+        self.split = splits(model)  # so that only wanted scores need be made
         if packed:
             adopt(model)
         self.lean = self._lean(packed) if self.split and lean.fits(model) else None
@@ -76,18 +76,14 @@ class AttentionRunner:
             raise IncompatibleModel(f"{self.model.config.model_type} keeps nothing in a cache")
         return sum(x.numel() * x.element_size() for layer in held for x in (layer.keys, layer.values)), cache
 
-    def _split(self) -> bool:
-        """Whether scores are the head's product with last hidden states, so that only wanted ones need be made."""
-        try:
-            check_head(self.model)
-        except IncompatibleModel:
-            return False
-        return True
-
     @torch.no_grad()
     def _lean(self, packed: bool) -> LeanDecoder | None:
         """The decoder in few operations, if it finds the same states as the model's own on rows of unequal length."""
         few = LeanDecoder(self.model, packed=packed)
+        with exact(self.model, *few.maps()):
+            return few if self._alike(few) else None
+
+    def _alike(self, few: LeanDecoder) -> bool:
         generator = torch.Generator().manual_seed(0)
         size = len(self.model.get_input_embeddings().weight)
         tokens = [torch.randint(size, (3, width), generator=generator).to(self.device) for width in (9, 1, 3)]
@@ -104,8 +100,7 @@ class AttentionRunner:
         ours, theirs = (torch.cat(states, dim=1).double() for states in found)
         # The models' norms compute in float32, whatever the rest does.
         eps = max(torch.finfo(self.model.dtype).eps, torch.finfo(torch.float32).eps)
-        close = (ours - theirs).abs().max() <= 256 * eps * theirs.abs().max()
-        return few if close else None
+        return bool((ours - theirs).abs().max() <= 256 * eps * theirs.abs().max())
 
     def _states(self, tokens: torch.Tensor, plan: Pass, cache: RowCache) -> torch.Tensor:
         """Last hidden states by the model's own decoder."""

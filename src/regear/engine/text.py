@@ -12,7 +12,8 @@ from regear.engine.http import is_url
 from regear.engine.local import DRAFT, LocalEngine
 from regear.engine.types import Request
 from regear.models.builtin import resolve
-from regear.models.load import load_model, load_tokenizer
+from regear.models.load import load_tokenizer
+from regear.models.precision import check_dtype, load_as
 
 
 def stop_tokens(model: Any) -> tuple[int, ...]:
@@ -40,6 +41,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    dtype: str | None = None,
     device: str = "auto",
     served_model: str | None = None,
     draft: str = "none",
@@ -58,11 +60,12 @@ def generate(
         served_model: with an address, the name the model is served by.
         draft: who guesses tokens ahead, `none`, `ngram`, `model:DIR` or `ngram+model:DIR`; the text stays the same.
         draft_tokens: guesses at most for one pass of the model.
+        dtype: `float32`, `bfloat16`, `float16`, or `int8` (weights, on a CPU); by default as `load_model` does.
 
     Returns the JSON object that `regear generate --json` prints.
 
     Raises:
-        RecipeError: a parameter out of range, an empty prompt, or an unknown drafter.
+        RecipeError: a parameter out of range, an empty prompt, an unknown drafter, or a dtype not for this device.
         IncompatibleModel: a drafter of another vocabulary.
     """
     check_draft(draft, draft_tokens)
@@ -72,14 +75,17 @@ def generate(
             "wanted max_tokens >= 1, temperature >= 0, 0 < top_p <= 1"
         )
     if is_url(model):
-        if device != "auto" or draft != "none":
-            raise RecipeError(f"found device={device}, draft={draft} with an address; the server has its own")
+        if device != "auto" or draft != "none" or dtype is not None:
+            raise RecipeError(
+                f"found device={device}, dtype={dtype}, draft={draft} with an address; the server has its own"
+            )
         request = Request([0], max_tokens, temperature, top_p, seed)
         return ask(str(model), prompt, request, raw=raw, served_model=served_model)
     if served_model is not None:
         raise RecipeError(f"served_model={served_model} needs a model given as an address, http://host:port")
+    check_dtype(dtype, device)
     path = resolve(model)
-    tokenizer, network = load_tokenizer(path), load_model(path, device)
+    tokenizer, network = load_tokenizer(path), load_as(path, device, dtype)
     ids = encode_prompt(tokenizer, prompt, raw=raw)
     if not ids:
         raise RecipeError("the prompt is empty; give some text")
@@ -91,6 +97,7 @@ def generate(
     new = completion.token_ids
     return {
         "model": str(model),
+        "dtype": dtype,
         "text": tokenizer.decode(new, skip_special_tokens=True),
         "token_ids": new,
         "tokens": len(new),

@@ -16,7 +16,8 @@ from regear.measure.perplexity import score, score_pair
 from regear.measure.speed import cache_bytes, cache_size, throughput
 from regear.models.builtin import resolve
 from regear.models.kvcache import check_kind
-from regear.models.load import load_model, load_tokenizer
+from regear.models.load import load_tokenizer
+from regear.models.precision import check_dtype, load_as
 from regear.tasks.choice import load as load_task
 from regear.tasks.text import BUILTIN, Window, digest_of, read_documents, spread, windows_of
 
@@ -25,6 +26,8 @@ def evaluate(
     model: str | Path,
     *,
     against: str | Path | None = None,
+    dtype: str | None = None,
+    against_dtype: str | None = None,
     kv: str | None = None,
     against_kv: str | None = None,
     text: Sequence[str | Path] = (BUILTIN,),
@@ -43,6 +46,8 @@ def evaluate(
     Args:
         model: directory, hub id or embedded name.
         against: the model to compare with; its windows and items are the same ones.
+        dtype: `float32`, `bfloat16`, `float16`, or `int8` (weights, on a CPU); by default as `load_model` does.
+        against_dtype: the same for the other model.
         kv: read every context through a cache that stores `bf16`, `int8` or `int4`.
         against_kv: the same for the other model.
         text: files, or `builtin` for the built-in evaluation texts.
@@ -60,8 +65,11 @@ def evaluate(
     for name, value in (("windows", windows), ("items", items)):
         if value is not None and value < 1:
             raise RecipeError(f"found {name}={value}; wanted at least 1")
-    if against_kv is not None and against is None:
-        raise RecipeError(f"found against_kv={against_kv} and no other model; name one with against")
+    for name, other in (("against_kv", against_kv), ("against_dtype", against_dtype)):
+        if other is not None and against is None:
+            raise RecipeError(f"found {name}={other} and no other model; name one with against")
+    for kind in (dtype, against_dtype):
+        check_dtype(kind, device)
     if context is not None and not long:
         raise RecipeError(f"found context={context} without long; it says how long the long windows are")
     kinds = (kv, against_kv)
@@ -73,10 +81,16 @@ def evaluate(
         chosen = spread(chosen, windows)
     questions = {name: load_task(name) for name in tasks}
     paths = [resolve(model)] + ([resolve(against)] if against is not None else [])
-    loaded = {path: load_model(path, device) for path in paths}
-    models = [loaded[path] for path in paths]
+    sides = list(zip(paths, (dtype, against_dtype), strict=False))
+    loaded = {side: load_as(side[0], device, side[1]) for side in dict.fromkeys(sides)}
+    models = [loaded[side] for side in sides]
     tokenizers = [load_tokenizer(path) for path in paths]
-    result: dict[str, Any] = {"model": str(model), "windows": len(chosen), "text_sha256": digest_of(chosen)}
+    result: dict[str, Any] = {
+        "model": str(model),
+        "dtype": dtype,
+        "windows": len(chosen),
+        "text_sha256": digest_of(chosen),
+    }
     result |= _score_text(models, tokenizers, chosen, kinds, str(against), seed)
     if questions:
         result["tasks"] = {
@@ -100,7 +114,7 @@ def evaluate(
     if rates:
         result["tokens_per_second"] = rates[0]
     if against is not None:
-        result["against"] |= _cache(models[1], against_kv)
+        result["against"] |= {"dtype": against_dtype} | _cache(models[1], against_kv)
         if rates:
             result["against"]["tokens_per_second"] = rates[1]
     result["peak_rss_bytes"] = peak_rss_bytes()
@@ -186,7 +200,7 @@ def write_report(result: dict[str, Any], directory: Path) -> None:
     write_json(directory / "report.json", {**result, **describe()})
     other = result.get("against")
     header = ["", "this model", *(["against"] if other else [])]
-    names = ("perplexity", "bits_per_byte", "kv", "kv_floats_per_token", "kv_bytes_per_token")
+    names = ("dtype", "perplexity", "bits_per_byte", "kv", "kv_floats_per_token", "kv_bytes_per_token")
     rows = [[name, result[name], *([other[name]] if other else [])] for name in names]
     sections = [Section("Text", header, rows)]
     plots = []
