@@ -57,6 +57,24 @@ def test_convert_eval_generate_chain(tiny, text, tmp_path, capsys, cache):
     assert "already there" in stdout
 
 
+def test_int8_weights_against_the_model_itself(tiny, text, tmp_path, capsys, cache):
+    words = ["eval", tiny("llama"), "--dtype", "int8", "--against", tiny("llama"), "--text", text, "--windows", 1]
+    code, stdout, _ = call(capsys, *words, "--json", "--report", tmp_path / "report")
+    assert code == 0
+    result = json.loads(stdout)
+    assert (result["dtype"], result["against"]["dtype"]) == ("int8", None)
+    assert 0 < result["against"]["kl"] < 0.02
+    assert result["against"]["ratio"] == pytest.approx(1, abs=0.02)
+    assert "<td>int8</td>" in (tmp_path / "report" / "report.html").read_text()
+    code, stdout, _ = call(capsys, *words, "--against-dtype", "int8", "--no-speed")
+    assert code == 0
+    assert "(int8): perplexity" in stdout
+    assert "ratio               1.0000 (95 % 1.0000 to 1.0000), KL 0.0000" in stdout
+    code, stdout, _ = call(capsys, "generate", tiny("llama"), "the fox", "--dtype", "int8", "--max-tokens", 4, "--json")
+    assert code == 0
+    assert json.loads(stdout)["dtype"] == "int8"
+
+
 def test_tables_for_people(tiny, text, tmp_path, capsys, cache):
     code, stdout, _ = call(capsys, "eval", tiny("llama"), "--text", text)
     assert code == 0
@@ -84,6 +102,10 @@ def test_tables_for_people(tiny, text, tmp_path, capsys, cache):
         (["eval", "MODEL", "--windows", "0"], "at least 1"),
         (["eval", "MODEL", "--kv", "int5"], "did you mean 'int"),
         (["eval", "MODEL", "--against-kv", "int4"], "no other model"),
+        (["eval", "MODEL", "--against-dtype", "int8"], "no other model"),
+        (["eval", "MODEL", "--dtype", "int9"], "did you mean 'int8'"),
+        (["eval", "MODEL", "--dtype", "int8", "--device", "meta"], "cannot be used here"),
+        (["generate", "MODEL", "x", "--dtype", "fp8"], "known: float32, bfloat16, float16, int8"),
         (["eval", "MODEL", "--context", "512"], "without long"),
         (["generate", "MODEL", ""], "prompt is empty"),
         (["generate", "MODEL"], "Missing argument"),

@@ -19,7 +19,7 @@ def test_every_family_predicts_nearly_the_same(family, tiny, text):
     reference, model = load_model(tiny(family)), load_as(tiny(family), dtype="int8")
     windows = windows_of(read_documents([text], "evaluation"))
     after, before = score_pair(model, reference, load_tokenizer(tiny(family)), windows)
-    assert 0 < after.mean_kl < 0.02
+    assert 0 < after.mean_kl < (0.05 if "moe" in family else 0.02)  # a router that changes its mind costs more
     assert abs(after.ratio_to(before).value - 1) < 0.02
 
 

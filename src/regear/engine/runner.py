@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
+from regear.core.errors import IncompatibleModel
 from regear.engine import attention, lean
 from regear.engine.cache import Pass, RowCache, row_cache
 from regear.engine.lean import LeanDecoder

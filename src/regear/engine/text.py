@@ -76,9 +76,8 @@ def generate(
         )
     if is_url(model):
         if device != "auto" or draft != "none" or dtype is not None:
-            raise RecipeError(
-                f"found device={device}, dtype={dtype}, draft={draft} with an address; the server has its own"
-            )
+            found = f"device={device}, dtype={dtype}, draft={draft}"
+            raise RecipeError(f"found {found} with an address; the server has its own")
         request = Request([0], max_tokens, temperature, top_p, seed)
         return ask(str(model), prompt, request, raw=raw, served_model=served_model)
     if served_model is not None:
