@@ -5,9 +5,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import Cache
 
+from regear.engine.local import CHUNK
+from regear.engine.runners import runner_for
 from regear.models.kvcache import KINDS, StoredLayer, is_latent, kv_bytes_per_token, kv_cache
 
 
@@ -85,21 +89,71 @@ def _wait(model: Any) -> None:
         torch.cuda.synchronize()
 
 
+class CacheTimes:
+    """Seconds of passes through a cache of kind `kv`."""
+
+    def __init__(self, model: Any, length: int, kv: str | None) -> None:
+        self.model, self.length, self.kv = model, length, kv
+        self.cache = filled_cache(model, length, kv=kv)
+
+    def prefill(self) -> float:
+        """Of reading `length` tokens."""
+        return prefill_seconds(self.model, self.length, self.kv)
+
+    def decode(self) -> float:
+        """Of one token after them."""
+        return decode_seconds(self.model, self.cache)
+
+
+class EngineTimes:
+    """Seconds of the engine's passes over one text."""
+
+    def __init__(self, model: Any, length: int, steps: int = 8) -> None:
+        self.model, self.steps, self.runner = model, steps, runner_for(model)
+        self.tokens = (np.arange(length) % model.config.get_text_config().vocab_size)[None]
+        self.runner.reserve(1, length + steps, 0)
+
+    def prefill(self) -> float:
+        """Of reading `length` tokens."""
+        started = time.perf_counter()
+        for start in range(0, self.tokens.shape[1], CHUNK):
+            self._read(self.tokens[:, start : start + CHUNK], start)
+        return time.perf_counter() - started
+
+    def decode(self) -> float:
+        """Median of one token after another."""
+        times = []
+        for step in range(self.steps):
+            started = time.perf_counter()
+            self._read(self.tokens[:, :1], self.tokens.shape[1] + step)
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    def _read(self, tokens: npt.NDArray[np.int64], start: int) -> None:
+        wanted = np.arange(tokens.shape[1])[None] == tokens.shape[1] - 1
+        self.runner.read(0, tokens, np.array([tokens.shape[1]]), np.array([start]), wanted)
+        _wait(self.model)
+
+
 def throughput(
     models: Sequence[Any], kv: Sequence[str | None] | None = None, *, length: int = 256, repeats: int = 3
 ) -> list[dict[str, float]]:
     """Prefill and decode tokens per second of each model at this context, interleaved, median of `repeats`.
 
-    `kv` are their cache kinds; a few-bit cache is unpacked by plain torch here, which a server's kernels do faster.
+    `kv` are their cache kinds: without one the engine's passes are timed, as `regear generate` runs them; with one
+    transformers' own, whose few-bit cache is unpacked by plain torch here, which a server's kernels do faster.
     """
     kinds = kv or [None] * len(models)
-    caches = [filled_cache(model, length, kv=kind) for model, kind in zip(models, kinds, strict=True)]
+    timed = [
+        EngineTimes(model, length) if kind is None else CacheTimes(model, length, kind)
+        for model, kind in zip(models, kinds, strict=True)
+    ]
     prefill: list[list[float]] = [[] for _ in models]
     decode: list[list[float]] = [[] for _ in models]
     for _ in range(repeats):
-        for i, model in enumerate(models):
-            prefill[i].append(prefill_seconds(model, length, kinds[i]))
-            decode[i].append(decode_seconds(model, caches[i]))
+        for i, one in enumerate(timed):
+            prefill[i].append(one.prefill())
+            decode[i].append(one.decode())
     return [
         {"prefill": length / statistics.median(p), "decode": 1 / statistics.median(d)}
         for p, d in zip(prefill, decode, strict=True)
