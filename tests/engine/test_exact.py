@@ -183,13 +183,19 @@ def test_samples_of_one_prompt_read_it_once_but_for_its_last_token(monkeypatch):
     assert engine.runner.read_tokens == 30 + 7 + 8 * 2
 
 
-def test_rows_read_beside_others_of_other_lengths_take_no_more_than_memory_holds():
-    # Padded to the longest, a row with much in common with another would take more slots than were promised.
+def test_prompts_read_side_by_side_take_no_more_slots_than_they_need():
+    # Padded to the longer one's length, the one that begins as a copy would reach far beyond its own end.
     size = AttentionRunner(model()).bytes_per_token
     shared = [i % 50 for i in range(190)]
     asked = [Request([*shared, 1], 40), Request(list(reversed(range(50))) * 4, 4), Request([*shared, 2, 3], 4)]
     engine = LocalEngine(model(), limits=Limits(cache_bytes=1000 * size))
-    assert tokens(engine.generate(asked)) == tokens(run(model(), asked))
+    numbers = [engine.submit(asked[0])]
+    engine.step()
+    numbers += [engine.submit(request) for request in asked[1:]]
+    while engine.table.count or engine.scheduler.queue:
+        engine.step()
+    assert tokens(engine.done[number] for number in numbers) == tokens(run(model(), asked))
+    assert not engine.scheduler.preempted
 
 
 def test_an_engine_serves_again_after_longer_and_fewer_texts():
