@@ -191,20 +191,16 @@ class LocalEngine:
         tokens = np.zeros((rows, width), np.int32)
         for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
             tokens[row, :count] = table.tokens[first + row, start : start + count]
-        ended = starts + counts == table.length[part]
-        wanted = (np.arange(width) == (counts - 1)[:, None]) & ended[:, None]
+        ended = bool((starts + counts == table.length[part]).all())  # if not, it is one row, longer than a chunk
+        wanted = (np.arange(width) == (counts - 1)[:, None]) & ended
         logits = self.runner.read(first, tokens, counts, starts, wanted)
         self.runner.keep(first, counts)
         table.cached[part] = starts + counts
-        if not ended.any():
-            return
-        new = first + np.flatnonzero(ended)
-        drawn = self._draw(logits, new, table.length[new])
-        numbers = table.number[new].copy()
-        for number in numbers:
-            self.scheduler.set_ready(int(np.flatnonzero(table.number[: table.count] == number)[0]))
-        rows_now = np.arange(first, first + len(new))
-        self._emit(rows_now, drawn[:, None], np.zeros(len(new), np.int64))
+        if ended:
+            read = np.arange(first, first + rows)
+            drawn = self._draw(logits, read, table.length[read])
+            self.scheduler.ready += rows
+            self._emit(read, drawn[:, None], np.zeros(rows, np.int64))
 
     def _decode(self) -> None:
         """One pass over every text in flight and its guesses."""

@@ -58,4 +58,5 @@ def error(runner: Runner, model: Any) -> float:
         errors.append((scores - whole[rows, starts[rows] + at]).abs().amax(-1))
         starts = starts + kept
     begun, later = errors[0], torch.cat(errors[1:])
-    return float(torch.maximum(begun.median(), later.median()) / whole.abs().max())
+    scale = whole.abs().max().clamp(min=torch.finfo(whole.dtype).tiny)  # all scores may be 0
+    return float(torch.maximum(begun.median(), later.median()) / scale)

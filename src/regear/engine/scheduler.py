@@ -149,25 +149,6 @@ class Scheduler:
         self.queue.appendleft(item)
         self.preempted += 1
 
-    def set_ready(self, row: int) -> None:
-        """A row has been read to its end."""
-        if row != self.ready:
-            self._exchange(row, self.ready)
-        self.ready += 1
-
-    def _exchange(self, one: int, other: int) -> None:
-        """Two rows change places, by way of a row beyond the last."""
-        table = self.table
-        spare = table.count
-        if spare >= self.rows:
-            self.rows = spare + 1
-            self.runner.reserve(self.rows, self.slots, spare)
-        lengths = [int(table.cached[row]) for row in (one, other)]
-        self.runner.copy(one, spare, lengths[0])
-        self.runner.copy(other, one, lengths[1])
-        self.runner.copy(spare, other, lengths[0])
-        table.swap(one, other)
-
     def remove(self, row: int) -> None:
         """Take a row out; others close the gaps."""
         table = self.table

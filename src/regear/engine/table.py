@@ -77,14 +77,6 @@ class Table:
                 column[target] = column[source]
             self.requests[target] = self.requests[source]
 
-    def swap(self, one: int, other: int) -> None:
-        """Exchange two rows."""
-        if one != other:
-            for name in self._columns():
-                column: Array = getattr(self, name)
-                column[[one, other]] = column[[other, one]]
-            self.requests[one], self.requests[other] = self.requests[other], self.requests[one]
-
     def pop(self) -> None:
         """Forget the last row."""
         self.count -= 1
