@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from regear.core.errors import RegearError
 from regear.engine.sampler import Places, noisy
-from regear.models.load import load_model
+from regear.models.precision import load_as
 from regear.ops.noise import key
 
 Prompts = Sequence[Sequence[int]]
@@ -77,11 +77,10 @@ def load_stock(path: Path) -> Any:
 
 def load_int8(path: Path) -> tuple[Any, str]:
     """The model with int8 weights; or None, and why there is none."""
-    asked: dict[str, Any] = {"dtype": "int8"}
     try:
-        return load_model(path, "cpu", **asked), ""
-    except (TypeError, ValueError, AttributeError, RegearError) as error:
-        return None, f"int8 is left out, load_model(dtype='int8') says: {error}"
+        return load_as(path, "cpu", "int8"), ""
+    except RegearError as error:
+        return None, f"int8 is left out: {error}"
 
 
 @torch.no_grad()

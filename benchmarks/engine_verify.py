@@ -22,6 +22,7 @@ from transformers import DynamicCache
 
 from regear.cli.output import grid
 from regear.engine.drafters.ngram import NgramDrafter
+from regear.engine.drafters.payoff import Payoff
 from regear.engine.runner import AttentionRunner
 from regear.models.builtin import resolve
 from regear.models.load import load_model, load_tokenizer
@@ -97,7 +98,7 @@ def costs(ours: Any, stock: Any, prompts: np.ndarray, context: int, widths: list
 def speculation(model: Any, stock: Any, prompts: list[list[int]], arguments: Any, temperature: float) -> dict[str, Any]:
     """Decoding with n-gram guesses beside none: speed, acceptance length, and where texts part."""
     words = {"chunk": 0, "temperature": temperature, "seed": arguments.seed}
-    ways = {"off": Ours(model, **words), "ngram": Ours(model, NgramDrafter, **words)}
+    ways = {"off": Ours(model, **words), "ngram": Ours(model, lambda: Payoff(NgramDrafter()), **words)}
     runs = {name: way(prompts, arguments.tokens) for name, way in ways.items()}
     parted = partings(stock, prompts, *runs.values(), temperature=temperature, seed=arguments.seed)
     found = verdict(parted, len(prompts))
