@@ -12,6 +12,7 @@ from regear.engine.runner import AttentionRunner
 from regear.engine.types import Request
 from regear.models.load import load_model, load_tokenizer
 from regear.models.precision import load_as
+from regear.ops.int8 import Int8Linear
 from tests.tiny import FAMILIES
 
 PROMPTS = [[7, 8, 9] * 4, list(range(30)), [3], [5, 6] * 10]
@@ -55,10 +56,12 @@ def test_guesses_and_neighbours_change_nothing(family, tiny):
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen3-moe"])
 def test_the_lean_decoder_is_proven_on_rounded_weights_too(family, tiny):
-    runner = AttentionRunner(load_as(tiny(family), dtype="int8"))
+    runner = LocalEngine(load_as(tiny(family), dtype="int8")).runner
+    assert isinstance(runner, AttentionRunner)
     assert runner.split
     assert runner.lean is not None
-    assert all(part.digits == 1 for part in runner.lean.maps())
+    assert isinstance(runner.lean.layers[0].qkv, Int8Linear)
+    assert not runner.lean.layers[0].qkv.rounding.exact
 
 
 def test_a_wrong_lean_decoder_is_found_out(tiny, monkeypatch):

@@ -75,6 +75,12 @@ def test_matrices_that_are_read_stay_float(tiny):
     assert isinstance(model.inner.lm_head, Int8Linear)
 
 
+def test_a_processor_of_fewer_codes_rounds_every_map_finer(tiny, monkeypatch):
+    monkeypatch.setattr("regear.ops.int8.levels", lambda: 63)
+    model = load_as(tiny("llama"), dtype="int8")
+    assert {(part.most, part.digits) for part in model.modules() if isinstance(part, Int8Linear)} == {(63, 2)}
+
+
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_floats(name, tiny):
     model = load_as(tiny("llama"), dtype=name)

@@ -69,18 +69,25 @@ def test_two_digits_round_rows_a_hundred_times_finer():
     wanted = nn.functional.linear(x, one.weight, layer.bias)
     assert (two(x) - wanted).norm() < (one(x) - wanted).norm() / 60
     assert torch.equal(two(x)[1:3], two(x[1:3]))
-    with int8.exact(two):
-        pass
-    assert two.digits == 2
+    before = two(x)
+    with int8.exact(two), int8.exact(two):
+        assert not torch.equal(two(x), before)
+    assert torch.equal(two(x), before)
 
 
 def test_joined_maps_give_the_same_numbers():
     layers = [make(24, outer, bias=True, seed=outer)[0] for outer in (7, 9)]
     gain_I, x = torch.rand(24) + 0.5, torch.randn(3, 24)
-    parts = [of_linear(layer, gain_I) for layer in layers]
-    assert torch.equal(joined(parts)(x), torch.cat([part(x) for part in parts], -1))
-    assert joined([parts[0], of_linear(layers[1])]) is None
-    assert joined([parts[0], of_linear(layers[1], gain_I * 2)]) is None
+    shared = int8.Rounding()
+    parts = [of_linear(layer, gain_I, rounding=shared) for layer in layers]
+    whole, wanted = joined(parts), torch.cat([part(x) for part in parts], -1)
+    assert torch.equal(whole(x), wanted)
+    with int8.exact(parts[0]):
+        assert torch.equal(whole(x), torch.cat([part(x) for part in parts], -1))
+        assert not torch.equal(whole(x), wanted)
+    for other in (of_linear(layers[1], rounding=shared), of_linear(layers[1], gain_I * 2, rounding=shared)):
+        assert joined([parts[0], other]) is None
+    assert joined([parts[0], of_linear(layers[1], gain_I)]) is None
 
 
 def test_a_gain_spreads_large_inputs_over_the_weights():

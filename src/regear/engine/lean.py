@@ -50,13 +50,9 @@ class LeanDecoder:
         self.query_heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.layers = [self._layer(layer) for layer in decoder.layers]
         if packed:
-            for part in self.maps():
-                pack(part)
-
-    def maps(self) -> list[nn.Module]:
-        """The linear maps of all layers."""
-        parts = [part for layer in self.layers for part in (layer.qkv, layer.output, layer.gate_up, layer.down)]
-        return [part for part in parts if isinstance(part, nn.Module)]
+            for layer in self.layers:
+                for maps in (layer.qkv, layer.output, layer.gate_up, layer.down):
+                    pack(maps)
 
     def _layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp

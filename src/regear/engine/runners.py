@@ -8,6 +8,7 @@ import torch
 from regear.core.errors import IncompatibleModel
 from regear.engine.own_runner import OwnCacheRunner, tolerance
 from regear.engine.runner import AttentionRunner, Runner
+from regear.ops.int8 import exact
 from regear.ops.linear import adopt, pack
 
 PASSES = (((7, 4), (7, 4)), ((3, 4), (2, 1)), ((1, 1), (1, 1)), ((1, 1), (1, 1)))  # what two rows read, and keep of it
@@ -19,6 +20,11 @@ def runner_for(model: Any, *, packed: bool = True) -> Runner:
     Raises:
         IncompatibleModel: the model does not go on from a cache as it reads a whole text.
     """
+    with exact(model):
+        return _proven(model, packed)
+
+
+def _proven(model: Any, packed: bool) -> Runner:
     try:
         runner = AttentionRunner(model, packed=packed)
         if error(runner, model) <= tolerance(model):

@@ -17,7 +17,7 @@ NAMES = (*FLOATS, INT8)
 
 READ = ("v_b_proj", "kv_b_proj")  # latent attention multiplies with these matrices itself
 TEXTS, LENGTH = 8, 24  # tokens
-HEAD_DIGITS = 2  # a head's rounding falls on the scores themselves; rows there are few
+FINE = 2  # digits, of a head's rows: what they lose falls on the scores themselves, and they are few
 
 
 def check_dtype(name: str | None, device: str = "auto") -> None:
@@ -59,11 +59,13 @@ def quantise_weights(model: Any) -> None:
     """
     maps = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     maps = {name: part for name, part in maps.items() if name.rpartition(".")[2] not in READ}
+    rounding = int8.Rounding()
     for names, size_I in _inputs(model, maps):
         gain_I = None if size_I is None else int8.gain(size_I, [maps[name].weight for name in names])
         for name in names:
-            digits = HEAD_DIGITS if maps[name] is model.get_output_embeddings() else 1
-            model.set_submodule(name, int8.of_linear(maps.pop(name), gain_I, digits))
+            few = int8.levels() < int8.LARGEST  # 6 bits would be too coarse
+            digits = FINE if few or maps[name] is model.get_output_embeddings() else 1
+            model.set_submodule(name, int8.of_linear(maps.pop(name), gain_I, digits, rounding))
 
 
 def own_texts(model: Any) -> torch.Tensor:

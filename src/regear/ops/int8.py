@@ -86,6 +86,12 @@ def naive(
     return (found if bias_O is None else found + bias_O.double()).float()
 
 
+class Rounding:
+    """How the maps of one model round, those joined of them too; see `exact`."""
+
+    exact = False
+
+
 class Int8Linear(nn.Module):
     """A linear map with int8 weights, float32 in and out, without gradients.
 
@@ -94,6 +100,7 @@ class Int8Linear(nn.Module):
         bias_O: float32.
         gain_I: what inputs are multiplied by.
         digits: of base 127 that numbers of a row are rounded to; each costs a row of the product.
+        rounding: that of the model's other maps.
     """
 
     gain: torch.Tensor | None
@@ -106,13 +113,14 @@ class Int8Linear(nn.Module):
         bias_O: torch.Tensor | None = None,
         gain_I: torch.Tensor | None = None,
         digits: int = 1,
+        rounding: Rounding | None = None,
     ) -> None:
         super().__init__()
         check()
         self.out_features, self.in_features = codes_OI.shape
         self.bias = None if bias_O is None else nn.Parameter(bias_O.detach().float(), requires_grad=False)
         self.register_buffer("gain", gain_I, persistent=False)
-        self.most, self.digits = levels(), digits
+        self.most, self.digits, self.rounding = levels(), digits, rounding or Rounding()
         self.layout = _layout(codes_OI, scale_O)
 
     @torch.no_grad()
@@ -121,20 +129,24 @@ class Int8Linear(nn.Module):
             return input.new_zeros(*input.shape[:-1], self.out_features)
         x = input if self.gain is None else input * self.gain
         scale = x.abs().amax(-1, keepdim=True).clamp_(min=SMALLEST)
-        found = self._product(x / scale)
+        digits = EXACT if self.rounding.exact else self.digits
+        if digits == 1:
+            found: torch.Tensor = _apply(x / scale, 1 / self.most, self.most + 1, self.layout)
+        else:
+            found = self._by_digits(x / scale.div_(self.most), digits)
         return found.mul_(scale) if self.bias is None else torch.addcmul(self.bias, found, scale)
 
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
-        """Of numbers within ±1, digit by digit, all in one product."""
-        if self.digits == 1:
-            found: torch.Tensor = _apply(x, 1 / self.most, self.most + 1, self.layout)
-            return found
-        rest, parts = x * self.most, []
-        for _ in range(self.digits):
+    def _by_digits(self, rest: torch.Tensor, digits: int) -> torch.Tensor:
+        """The product of numbers within ±`most`, every digit a row of the same call."""
+        parts = []
+        for _ in range(digits):
             parts.append(rest.trunc())
-            rest = (rest - parts[-1]) * self.most
-        found = _apply(torch.stack(parts), 1.0, self.most + 1, self.layout)
-        return sum(part / self.most ** (place + 1) for place, part in enumerate(found))  # type: ignore[return-value]
+            rest = (rest - parts[-1]).mul_(self.most)
+        first, *others = _apply(torch.stack(parts), 1.0, self.most + 1, self.layout)
+        for place, other in enumerate(others, 1):
+            first.add_(other, alpha=self.most**-place)
+        whole: torch.Tensor = first
+        return whole
 
     @property
     def codes(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,17 +175,19 @@ def _layout(codes_OI: torch.Tensor, scale_O: torch.Tensor) -> Any:
         return torch.ops.quantized.linear_prepack(whole, None)
 
 
-def of_linear(layer: nn.Linear, gain_I: torch.Tensor | None = None, digits: int = 1) -> Int8Linear:
+def of_linear(
+    layer: nn.Linear, gain_I: torch.Tensor | None = None, digits: int = 1, rounding: Rounding | None = None
+) -> Int8Linear:
     """The same map with int8 weights."""
     weight_OI = layer.weight if gain_I is None else layer.weight / gain_I
-    return Int8Linear(*quantise(weight_OI), layer.bias, gain_I, digits)
+    return Int8Linear(*quantise(weight_OI), layer.bias, gain_I, digits, rounding)
 
 
 def joined(maps: list[Int8Linear]) -> Int8Linear | None:
-    """Several maps of one input as one, each result as it was; None if they differ in gain or digits."""
+    """Several maps of one input as one, each result as it was; None if they differ in gain or rounding."""
     gains = [part.gain for part in maps if part.gain is not None]
     biases: list[torch.Tensor] = [part.bias for part in maps if part.bias is not None]
-    if len({part.digits for part in maps}) > 1:
+    if len({(part.digits, part.rounding) for part in maps}) > 1:
         return None
     if {len(gains), len(biases)} - {0, len(maps)} or not all(torch.equal(one, gains[0]) for one in gains):
         return None
@@ -184,22 +198,23 @@ def joined(maps: list[Int8Linear]) -> Int8Linear | None:
         torch.cat(biases) if biases else None,
         gains[0] if gains else None,
         maps[0].digits,
+        maps[0].rounding,
     )
 
 
 @contextmanager
-def exact(*modules: nn.Module) -> Iterator[None]:
-    """Inside, these modules' maps round rows to 21 bits.
+def exact(model: nn.Module) -> Iterator[None]:
+    """Inside, the int8 maps of a model, and those joined of them, round rows to 21 bits.
 
     Two ways to compute the same differ in the last bit, and rounding to 8 bits makes a step of it; proofs that compare
     two ways need this.
     """
-    found = {part for module in modules for part in module.modules() if isinstance(part, Int8Linear)}
-    before = [(part, part.digits) for part in found]
-    for part in found:
-        part.digits = EXACT
+    held = {part.rounding for part in model.modules() if isinstance(part, Int8Linear)}
+    before = {rounding: rounding.exact for rounding in held}
+    for rounding in held:
+        rounding.exact = True
     try:
         yield
     finally:
-        for part, digits in before:
-            part.digits = digits
+        for rounding, was in before.items():
+            rounding.exact = was
