@@ -52,8 +52,7 @@ class LeanDecoder:
         if packed:
             for layer in self.layers:
                 for maps in (layer.qkv, layer.output, layer.gate_up, layer.down):
-                    if isinstance(maps, nn.Module):
-                        pack(maps)
+                    pack(maps)
 
     def _layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
