@@ -52,7 +52,8 @@ class LeanDecoder:
         if packed:
             for layer in self.layers:
                 for maps in (layer.qkv, layer.output, layer.gate_up, layer.down):
-                    pack(maps)
+                    if isinstance(maps, nn.Module):  # some cannot be joined
+                        pack(maps)
 
     def _layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
