@@ -14,6 +14,14 @@ from regear.train.objectives import objective
 from regear.train.optim import select
 from regear.train.recipes import StageRecipe
 
+
+@pytest.fixture(autouse=True)
+def products_by_torch():
+    """The counter knows torch's own products, and not oneDNN's."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
+
+
 LENGTH, ROWS = 32, 2
 TRAIN = {
     "attention": ["*.self_attn.*"],
