@@ -19,7 +19,7 @@ from regear.ops.linear import product
 from regear.train.recipes import StageRecipe
 
 # Measured on a two-core x86 CPU in float32, sequence 256 to 512; the figure for GPUs is an estimate.
-EFFICIENCY = {"cpu": 0.65, "cuda": 0.35}
+EFFICIENCY = {"cpu": 0.55, "cuda": 0.35}
 PROBE_SECONDS = 0.5
 PROBE_WIDTH = 1024
 LOSS_TABLES = 6  # tables of a chunk's logits that the fused loss holds at once
