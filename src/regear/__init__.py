@@ -20,6 +20,7 @@ VERBS = {
     "heal": "regear.healing.heal:heal",
     "plan": "regear.pipeline.plan:plan",
     "eval": "regear.measure.evaluate:evaluate",
+    "audit": "regear.auditing.audit:audit",
     "generate": "regear.engine.text:generate",
     "generate_rows": "regear.engine.rows:generate_rows",
     "demo": "regear.pipeline.demo:demo",
