@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from regear.core.stats import Interval, paired_bootstrap
 from regear.measure.forward import logits_of
@@ -68,12 +69,22 @@ def _option_logprobs(model: Any, tokenizer: Any, item: ChoiceItem, kv: str | Non
     prompt = tokenizer(item.prompt)["input_ids"]
     options = [tokenizer(" " + option, add_special_tokens=False)["input_ids"] for option in item.options]
     longest = max(map(len, options))
-    rows = [prompt + option + [0] * (longest - len(option)) for option in options]
+    rows = torch.tensor([option + [0] * (longest - len(option)) for option in options], device=model.device)
     mask = [[1] * (len(prompt) + len(option)) + [0] * (longest - len(option)) for option in options]
-    tokens = torch.tensor(rows, device=model.device)
-    logits = logits_of(model, tokens, kv, mask=torch.tensor(mask, device=model.device), keep=longest + 1)
+    logits = _logits(model, torch.tensor([prompt], device=model.device), rows, torch.tensor(mask).to(rows.device), kv)
     sums = []
     for row, option in enumerate(options):
-        targets = tokens[row, len(prompt) : len(prompt) + len(option)]
-        sums.append(-token_nll(logits[row, : len(option)], targets).double().sum())
+        sums.append(-token_nll(logits[row, : len(option)], rows[row, : len(option)]).double().sum())
     return torch.stack(sums).cpu()
+
+
+def _logits(model: Any, prompt: torch.Tensor, rows: torch.Tensor, mask: torch.Tensor, kv: str | None) -> torch.Tensor:
+    """Logits before each token of the options, [options, longest + 1, V]; the prompt [1, T] is read once."""
+    many, longest = rows.shape
+    if kv is not None:  # whose blocks depend on how a text is cut, so each option is read as one text
+        return logits_of(model, torch.cat([prompt.expand(many, -1), rows], 1), kv, mask=mask, keep=longest + 1)
+    cache = DynamicCache(config=model.config)
+    first = model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    cache.batch_repeat_interleave(many)
+    rest = model(input_ids=rows, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+    return torch.cat([first.expand(many, -1, -1), rest], dim=1)

@@ -97,7 +97,7 @@ def evaluate(
             name: _score_task(models, tokenizers, _few(found, items), kinds, seed) for name, found in questions.items()
         }
     if long:
-        if against is not None and not _same_tokens(tokenizers, chosen):
+        if against is not None and not same_tokens(tokenizers, chosen):
             raise RecipeError("the two models have different tokenizers; positions only compare with the same one")
         result["long"] = long_context(
             models,
@@ -138,7 +138,7 @@ def _cache(model: Any, kv: str | None) -> dict[str, Any]:
     }
 
 
-def _same_tokens(tokenizers: Sequence[Any], windows: Sequence[Window]) -> bool:
+def same_tokens(tokenizers: Sequence[Any], windows: Sequence[Window]) -> bool:
     """Whether two tokenizers agree on vocabulary and on the first window."""
     first = [t(windows[0].text)["input_ids"] for t in tokenizers]
     return first[0] == first[1] and tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
@@ -156,7 +156,7 @@ def _score_text(
     ratio: Interval | None = None
     if len(models) == 1:
         scores = score(models[0], tokenizers[0], windows, kinds[0])
-    elif _same_tokens(tokenizers, windows):
+    elif same_tokens(tokenizers, windows):
         scores, other = score_pair(models[0], models[1], tokenizers[0], windows, kinds)
         ratio = scores.ratio_to(other, seed=seed)
     else:  # across tokenizers only bits per byte compare

@@ -59,8 +59,15 @@ def repeated(tokens: Sequence[int], gram: int = GRAM) -> float:
 
 def write(model: Any, tokenizer: Any, windows: Sequence[Window], *, prompts: int = PROMPTS) -> Written:
     """Greedy continuations of the beginnings of evenly spread windows."""
-    requests = [
-        Request(list(tokenizer(window.text)["input_ids"])[:PROMPT_TOKENS], NEW_TOKENS, 0.0, 1.0, 0, stop_tokens(model))
-        for window in spread(windows, prompts)
-    ]
+    return answer(model, [opening(tokenizer, window.text) for window in spread(windows, prompts)])
+
+
+def opening(tokenizer: Any, text: str) -> list[int]:
+    """The beginning of a text as a prompt."""
+    return list(tokenizer(text)["input_ids"])[:PROMPT_TOKENS]
+
+
+def answer(model: Any, prompts: Sequence[Sequence[int]]) -> Written:
+    """Greedy continuations of prompts of token ids."""
+    requests = [Request(prompt, NEW_TOKENS, 0.0, 1.0, 0, stop_tokens(model)) for prompt in prompts]
     return Written([completion.token_ids for completion in LocalEngine(model, packed=False).generate(requests)])

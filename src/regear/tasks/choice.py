@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from regear.core.errors import DataError, RecipeError
@@ -21,12 +21,17 @@ MMLU_ITEM = re.compile(
 
 @dataclass(frozen=True)
 class ChoiceItem:
-    """A question, its options, and the index of the right one."""
+    """A question, its options, and the index of the right one.
+
+    `cluster`: what translations of one question share, by default nothing; `attributes`: subject, language, ….
+    """
 
     id: str
     question: str
     options: tuple[str, ...]
     answer: int
+    cluster: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prompt(self) -> str:
@@ -39,22 +44,35 @@ def mmlu() -> list[ChoiceItem]:
     Raises:
         DataError: no copy is installed and none can be fetched, or its file has another shape.
     """
-    folder = installed("lm_eval")
-    path = folder / MMLU_FILE if folder else Path()
-    if not path.is_file():
-        path = fetched(LM_EVAL) / "lm_eval" / MMLU_FILE
+    path = lm_eval_file(MMLU_FILE)
     items = []
     for subject, text in sorted(json.loads(path.read_text()).items()):
         for number, match in enumerate(MMLU_ITEM.finditer(text)):
             options = tuple(match[letter].strip() for letter in "abcd")
             answer = "ABCD".index(match["answer"])
-            items.append(ChoiceItem(f"{subject}/{number}", match["question"].strip(), options, answer))
+            about = {"subject": subject, "language": "en"}
+            question = match["question"].strip()
+            items.append(ChoiceItem(f"{subject}/{number}", question, options, answer, attributes=about))
     if not items:
         raise DataError(f"{path} holds no items in the known form; wanted {LM_EVAL}")
     return items
 
 
-TASKS: dict[str, Callable[[], list[ChoiceItem]]] = {"mmlu": mmlu}
+def lm_eval_file(name: str) -> Path:
+    """A file or folder of the lm-eval package: the installed copy's, else the pinned wheel's."""
+    folder = installed("lm_eval")
+    if folder and (folder / name).exists():
+        return folder / name
+    return fetched(LM_EVAL) / "lm_eval" / name
+
+
+def _mmlu_languages() -> list[ChoiceItem]:
+    from regear.tasks.languages import mmlu_languages
+
+    return mmlu_languages()
+
+
+TASKS: dict[str, Callable[[], list[ChoiceItem]]] = {"mmlu": mmlu, "mmlu-languages": _mmlu_languages}
 
 
 def load(name: str) -> list[ChoiceItem]:

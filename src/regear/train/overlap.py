@@ -18,11 +18,11 @@ def shared_windows(training: Iterable[str], evaluation: Sequence[Window], passag
     """
     windows: dict[str, set[int]] = {}
     for i, window in enumerate(evaluation):
-        text = _plain(window.text)
+        text = plain(window.text)
         for start in range(len(text) - passage + 1):
             windows.setdefault(text[start : start + passage], set()).add(i)
     found: set[int] = set()
-    for text in map(_plain, training):
+    for text in map(plain, training):
         for start in range(0, len(text) - passage + 1, passage):
             found |= windows.get(text[start : start + passage], set())
     return len(found)
@@ -43,5 +43,6 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A text with single spaces, as texts are compared."""
     return " ".join(text.split())
