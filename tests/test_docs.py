@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
 from regear.cli.main import run
@@ -34,6 +36,8 @@ def test_every_command_runs(page, tiny, tmp_path, monkeypatch, capsys, text):
     for name in ("my_text.txt", "my_other_text.txt"):
         (tmp_path / name).write_text(make_text(seed=len(name)))
     make_adapter(tiny("llama"), tmp_path / "my-adapter", ["q_proj", "v_proj"])
+    if page.name == "audit.md":
+        audit_files(tmp_path, page, str(tiny("llama")))
     monkeypatch.setattr("regear.tasks.text.builtin_documents", lambda split: _documents(text))
     monkeypatch.setattr("regear.tasks.choice.mmlu", _items)
     monkeypatch.setitem(__import__("regear.tasks.choice", fromlist=["TASKS"]).TASKS, "mmlu", _items)
@@ -61,6 +65,33 @@ def test_every_python_example_of_ours_runs(page, tiny, tmp_path, monkeypatch, ca
     for block in examples(page):
         exec(compile(block.replace("smollm2-135m-instruct", str(tiny("llama"))), page.name, "exec"), {})
     assert capsys.readouterr().out
+
+
+def audit_files(folder, page, model):
+    """What the commands of the audit's page read: tables, lists, texts, and the YAML that the page shows."""
+    generator = np.random.default_rng(0)
+    ids = [f"u{i}" for i in range(300)]
+    score = generator.normal(size=300)
+    shown = {"clicks": [1.0] * 300, "shown": [4.0] * 300}
+    region, device = generator.choice(["north", "east"], 300), generator.choice(["phone", "desk"], 300)
+    places = {"region": region, "device": device}
+    rows = [{"user": u, "item": f"i{(n + r) % 40}", "rank": r + 1} for n, u in enumerate(ids) for r in range(3)]
+    tables = {
+        "before": {"id": ids, "score": score, **shown, **places},
+        "after": {"id": ids, "score": score + 0.01, **shown},
+        "people": {"id": ids, "gender": generator.choice(["f", "m"], 300)},
+        "users": {"user": ids, "age": generator.choice(["young", "old"], 300)},
+        "items": {"item": [f"i{n}" for n in range(40)], "provider": ["large", "small"] * 20},
+        "wanted": {"user": ids, "item": [row["item"] for row in rows[::3]]},
+        "lists_before": rows,
+        "lists_after": rows,
+        "texts_by_language": [{"text": make_text(seed=n), "language": ("en", "hi")[n % 2]} for n in range(2)],
+    }
+    for name, table in tables.items():
+        pl.DataFrame(table).write_ndjson(folder / f"{name}.jsonl")
+    gates, chain = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    (folder / "gates.yaml").write_text(gates)
+    (folder / "chain.yaml").write_text(chain.replace("smollm2-135m-instruct", model))
 
 
 def _documents(text):

@@ -23,6 +23,7 @@ VERBS = {
     "audit": "regear.auditing.audit:audit",
     "generate": "regear.engine.text:generate",
     "generate_rows": "regear.engine.rows:generate_rows",
+    "run": "regear.pipeline.run:run",
     "demo": "regear.pipeline.demo:demo",
 }
 

@@ -24,7 +24,22 @@ def test_help_is_quick_and_imports_no_torch():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0
     assert time.perf_counter() - start < 5  # the benchmark is benchmarks/startup.py; this only catches a torch import
-    for verb in ("fetch", "convert", "heal", "plan", "eval", "generate", "demo", "ls", "schema", "env", "doctor"):
+    for verb in (
+        "fetch",
+        "convert",
+        "heal",
+        "plan",
+        "eval",
+        "audit",
+        "ledger",
+        "generate",
+        "run",
+        "demo",
+        "ls",
+        "schema",
+        "env",
+        "doctor",
+    ):
         assert f"\n  {verb}" in result.stdout
 
 
@@ -149,4 +164,6 @@ def test_every_verb_prints_one_json_object(capsys, tiny, cache):
         assert isinstance(json.loads(stdout), dict)
     schema = json.loads(call(capsys, "schema", "--json")[1])
     assert "kv_ratio" in json.dumps(schema["mla"])
+    assert "waivers" in json.loads(call(capsys, "schema", "gates", "--json")[1])["properties"]
+    assert "steps" in json.loads(call(capsys, "schema", "run", "--json")[1])["properties"]
     assert "held_out_every" in json.loads(call(capsys, "schema", "heal", "--json")[1])["properties"]

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import polars as pl
 
+from regear.auditing.refusals import refuse, refuse_ids, refuse_names, refuse_twice, refuse_values
 from regear.core.errors import DataError, RecipeError, one_line
 from regear.core.recipe import closest
 
 LOWER = ":lower"
 UNKNOWN = "unknown"
-SHOWN = 5  # ids an error names
-NUMERIC = pl.selectors.numeric() | pl.selectors.boolean()
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,22 @@ def resolve_metrics(wanted: Sequence[str], frame: pl.LazyFrame, reserved: Sequen
         RecipeError: an unknown name, or nothing that could be a metric.
     """
     schema = frame.collect_schema()
-    numeric = [name for name in schema.names() if (schema[name].is_numeric() or schema[name] == pl.Boolean)]
+    numeric = [name for name in schema.names() if _countable(schema[name])]
     if not wanted:
         wanted = [n for n in numeric if (n.endswith(LOWER) or schema[n].is_float()) and n not in reserved]
     if not wanted:
         raise RecipeError(f"found no column that is surely a metric; name one with --metric, of: {', '.join(numeric)}")
-    return [_metric(name.removesuffix(LOWER), numeric, name.endswith(LOWER)) for name in wanted]
+    for name in wanted:
+        for part in name.split("/"):
+            if part in schema and not _countable(schema[part]):
+                raise RecipeError(f"metric {part!r} holds {schema[part]}; wanted a column of numbers")
+    found = [_metric(name.removesuffix(LOWER), numeric, name.endswith(LOWER)) for name in wanted]
+    refuse_twice([metric.name for metric in found], "metric")
+    return found
+
+
+def _countable(kind: pl.DataType) -> bool:
+    return kind.is_numeric() or kind == pl.Boolean
 
 
 def _metric(name: str, columns: Sequence[str], lower: bool) -> Metric:
@@ -106,8 +115,9 @@ def joined(
 ) -> pl.LazyFrame:
     """One row a unit: `id`, `cluster`, the dimensions, and per metric `b·`, `a·` (numerators) and `bw·`, `aw·`.
 
-    Dimensions come from `attributes` (joined by id), else from the table before. A metric that is null on both sides
-    does not apply to that unit: its four columns are null.
+    Dimensions come from `attributes` (joined by id), else from the table before, as does the weight: it belongs to
+    the unit, so that both sides weigh it alike. A metric that is null on both sides does not apply to that unit: its
+    four columns are null.
 
     Raises:
         DataError: ids that are missing, repeated or unmatched; values that are NaN or infinite; naming the first ones.
@@ -115,23 +125,25 @@ def joined(
     """
     sides = {"before": before, "after": after}
     for name, frame in sides.items():
-        if "id" not in columns_of(frame):
-            raise DataError(f"the table {name} has no column `id`; found {', '.join(columns_of(frame))}")
-        _refuse_repeats(frame, name)
+        refuse_ids(frame, f"table {name}")
+    refuse_names(dimensions)
     kept = _with_dimensions(before, dimensions, attributes)
-    wanted = [pl.col("id").cast(pl.String)]
     extra = ["cluster"] if "cluster" in columns_of(before) else []
-    left = kept.select(*wanted, *extra, *dimensions, *_values(before, metrics, weight, "b"))
-    right = after.select(*wanted, *_values(after, metrics, weight, "a"))
+    key = pl.col("id").cast(pl.String)
+    left = kept.select(key, *extra, *dimensions, *_values(before, metrics, "b"), _weight(before, weight))
+    right = after.select(key, *_values(after, metrics, "a"))
+    kinds = [frame.collect_schema()["id"] for frame in sides.values()]
+    differ = "" if kinds[0] == kinds[1] else f" (found {kinds[0]} before and {kinds[1]} after)"
     for way, one, other in (("before", left, right), ("after", right, left)):
         lost = one.join(other, on="id", how="anti")
-        _refuse(lost, f"ids are in the table {way} only; wanted the same units in both tables")
-    both = left.join(right, on="id", how="inner")
-    if not extra:
+        refuse(lost, f"ids are in the table {way} only{differ}; wanted the same units in both tables")
+    both = left.join(right, on="id", how="inner", maintain_order="left")
+    if extra:
+        refuse(both.filter(pl.col("cluster").is_null()), "units have no cluster; give every unit one, or none")
+    else:
         both = both.with_columns(cluster=pl.col("id"))
-    for index, metric in enumerate(metrics):
-        _refuse_values(both, metric, index)
-    return both
+    refuse_values(both, metrics, weight)
+    return _weighed(both, metrics)
 
 
 def _with_dimensions(before: pl.LazyFrame, dimensions: Sequence[str], attributes: pl.LazyFrame | None) -> pl.LazyFrame:
@@ -143,9 +155,11 @@ def _with_dimensions(before: pl.LazyFrame, dimensions: Sequence[str], attributes
             raise RecipeError(f"no attribute {name!r}{closest(name, known)}; columns: {', '.join(known)}")
     if attributes is None:
         return before
-    if "id" not in columns_of(attributes):
-        raise DataError(f"the attributes have no column `id`; found {', '.join(columns_of(attributes))}")
-    _refuse_repeats(attributes, "of attributes")
+    refuse_ids(attributes, "table of attributes")
+    key = pl.col("id").cast(pl.String)
+    shared = before.select(key).join(attributes.select(key), on="id", how="semi")
+    if not shared.select(pl.len()).collect(engine="streaming").item():
+        raise DataError("no id of the table of attributes is in the table before; wanted attributes of the same units")
     taken = [name for name in dimensions if name in apart]
     return (
         before.drop([name for name in taken if name in own])
@@ -154,52 +168,39 @@ def _with_dimensions(before: pl.LazyFrame, dimensions: Sequence[str], attributes
     )
 
 
-def _values(frame: pl.LazyFrame, metrics: Sequence[Metric], weight: str | None, side: str) -> list[pl.Expr]:
+def _values(frame: pl.LazyFrame, metrics: Sequence[Metric], side: str) -> list[pl.Expr]:
+    """Numerators, and the denominators of ratios, as the table has them."""
     found = []
     schema = frame.collect_schema()
     for index, metric in enumerate(metrics):
-        for column in metric.columns:
+        for column, name in zip(metric.columns, (f"{side}{index}", f"{side}w{index}"), strict=False):
             if column not in schema:
                 raise DataError(f"the table {'after' if side == 'a' else 'before'} has no column {column!r}")
-            if not (schema[column].is_numeric() or schema[column] == pl.Boolean):
+            if not _countable(schema[column]):
                 raise DataError(f"column {column!r} holds {schema[column]}; wanted numbers")
-        if weight is not None and weight not in schema:
-            raise DataError(f"no column {weight!r} to weigh units by; found {', '.join(schema.names())}")
-        one = pl.lit(1.0) if weight is None else pl.col(weight).cast(pl.Float64)
-        top = pl.col(metric.top).cast(pl.Float64)
-        if metric.bottom:
-            bottom = pl.col(metric.bottom).cast(pl.Float64)
-            found += [top.alias(f"{side}{index}"), bottom.alias(f"{side}w{index}")]
-        else:  # null where the metric does not apply, so that the unit counts nowhere
-            shared = pl.when(top.is_null()).then(None).otherwise(one)
-            found += [(top * one).alias(f"{side}{index}"), shared.alias(f"{side}w{index}")]
+            found.append(pl.col(column).cast(pl.Float64).alias(name))
     return found
 
 
-def _refuse_repeats(frame: pl.LazyFrame, name: str) -> None:
-    missing = frame.select(pl.col("id").is_null().sum()).collect(engine="streaming").item()
-    if missing:
-        raise DataError(f"the table {name} has {missing} rows without an id; give every unit one")
-    twice = frame.group_by("id").len().filter(pl.col("len") > 1)
-    _refuse(twice, f"ids stand more than once in the table {name}; wanted one row a unit (name repeats with `cluster`)")
+def _weight(before: pl.LazyFrame, weight: str | None) -> pl.Expr:
+    if weight is None:
+        return pl.lit(1.0).alias("_w")
+    schema = before.collect_schema()
+    if weight not in schema or not _countable(schema[weight]):
+        found = f"holds {schema[weight]}" if weight in schema else f"is not among {', '.join(schema.names())}"
+        raise DataError(f"the weight {weight!r} {found}; wanted a column of numbers in the table before")
+    return pl.col(weight).cast(pl.Float64).alias("_w")
 
 
-def _refuse_values(both: pl.LazyFrame, metric: Metric, index: int) -> None:
-    sides = [pl.col(f"{side}{index}") for side in ("b", "a", "bw", "aw")]
-    broken = pl.any_horizontal(x.is_nan() | x.is_infinite() for x in sides)
-    half = pl.any_horizontal(x.is_null() for x in sides) & ~pl.all_horizontal(x.is_null() for x in sides)
-    negative = pl.any_horizontal(x < 0 for x in sides[2:])
-    name = metric.name
-    _refuse(
-        both.filter(broken), f"units have NaN or infinity as {name}; correct them, or leave them empty in both tables"
-    )
-    _refuse(both.filter(half), f"units have {name} on one side only; leave it empty in both tables, or give both")
-    _refuse(both.filter(negative), f"units weigh less than nothing in {name}; wanted weights and denominators ≥ 0")
-
-
-def _refuse(found: pl.LazyFrame, problem: str) -> None:
-    count = found.select(pl.len()).collect(engine="streaming").item()
-    if count:
-        ids = found.select(pl.col("id").cast(pl.String)).sort("id").head(SHOWN).collect(engine="streaming")["id"]
-        more = f" and {count - SHOWN} more" if count > SHOWN else ""
-        raise DataError(f"{count} {problem}: {', '.join(ids)}{more}")
+def _weighed(both: pl.LazyFrame, metrics: Sequence[Metric]) -> pl.LazyFrame:
+    """Numerators and denominators times the weight; without a denominator it is the weight, where there is a value."""
+    found = []
+    for index, metric in enumerate(metrics):
+        for side in ("b", "a"):
+            top = pl.col(f"{side}{index}")
+            bottom = pl.col(f"{side}w{index}") if metric.bottom else pl.when(top.is_not_null()).then(1.0)
+            found += [
+                (top * pl.col("_w")).alias(top.meta.output_name()),
+                (bottom * pl.col("_w")).alias(f"{side}w{index}"),
+            ]
+    return both.with_columns(found).drop("_w")

@@ -5,7 +5,6 @@ into so many packs, which costs the intervals next to nothing and bounds memory,
 are sums, so that a table larger than memory is read in a stream.
 """
 
-import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,27 +16,22 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from regear.auditing.tables import UNKNOWN, Metric
-from regear.core.errors import RecipeError
+from regear.auditing.dimensions import Dimension, code
+from regear.auditing.tables import Metric
+
+Array = NDArray[np.float64]
 
 PACKS = 4096
 IN_MEMORY = 5_000_000  # rows above which the joined units lie in a file instead
-MANY = 20  # distinct numbers above which a dimension is cut into quartiles
-MOST = 200  # values a dimension may have
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """A name, its values in order (coded by their index), and whether it came from the file kept apart."""
-
-    name: str
-    values: list[Any]
-    sensitive: bool = False
+ROWS = 1_000_000  # rows read at once; sums are taken in this order, so that they repeat to the last digit
 
 
 @dataclass(frozen=True)
 class Slices:
-    """Totals a pack and slice: [G, S, 4] of after, its weight, before, its weight; units counted and changed, [S]."""
+    """Totals a pack and slice: [G, S, 4] of after, its weight, before, its weight.
+
+    `units`, `clusters`: how many have the metric; `changed`: how many clusters hold a unit that changed; each [S].
+    """
 
     names: list[dict[str, Any]]
     sums: NDArray[np.float64]
@@ -66,6 +60,7 @@ class Units:
     dimensions: list[Dimension]
     count: int
     packs: int
+    clusters: int
 
     def index(self, name: str) -> int:
         return next(i for i, dimension in enumerate(self.dimensions) if dimension.name == name)
@@ -80,35 +75,55 @@ class Units:
         return float(variance or 0.0) ** 0.5
 
     def typical_change(self, metric: int) -> float:
-        """Mean absolute change of the units that changed; where none did, the spread before."""
-        change = (pl.col(f"a{metric}") / pl.col(f"aw{metric}") - pl.col(f"b{metric}") / pl.col(f"bw{metric}")).abs()
-        found = self.frame.filter(change > 0).select(change.mean()).collect(engine="streaming").item()
-        return self.spread(metric) if found is None else float(found)
+        """Mean absolute change of the units that changed; where none did, by how much units differ that do."""
+        after, before = (pl.col(f"{side}{metric}") / pl.col(f"{side}w{metric}") for side in "ab")
+        for change in (after - before, before - before.shift(1)):
+            size = change.abs()
+            found = self.frame.select(size.filter((size > 0) & size.is_finite()).mean()).collect().item()
+            if found is not None:
+                return float(found)
+        return 0.0
 
     def slices(self, metric: int, names: Sequence[str]) -> Slices:
         """Totals of every combination of values of these dimensions that has units; of all units for no dimension."""
         keys = [f"d{self.index(name)}" for name in names]
+        counts = self._counts(metric, keys)
+        codes = counts.select(keys).rows() if keys else [()]
+        values = [self.dimensions[self.index(name)].values for name in names]
+        labels = [{n: v[c] for n, v, c in zip(names, values, row, strict=True)} for row in codes]
+        numbers = [counts[name].to_numpy().astype(np.int64) for name in ("units", "changed", "clusters")]
+        return Slices(labels, self._sums(metric, keys, codes), *numbers)
+
+    def _counts(self, metric: int, keys: Sequence[str]) -> pl.DataFrame:
         b, bw, a, aw = (pl.col(f"{side}{metric}") for side in ("b", "bw", "a", "aw"))
-        there = b.is_not_null()
-        totals = self.frame.filter(there).group_by(["pack", *keys]).agg(a.sum(), aw.sum(), b.sum(), bw.sum())
+        there, moved = b.is_not_null(), (a != b) | (aw != bw)
         counted = [
             there.sum().alias("units"),
-            ((a != b) | (aw != bw)).sum().alias("changed"),
+            pl.col("cluster").filter(moved).n_unique().alias("changed"),
             pl.col("cluster").filter(there).n_unique().alias("clusters"),
         ]
         rows = self.frame.group_by(keys).agg(counted).sort(keys) if keys else self.frame.select(counted)
-        found, counts = totals.collect(engine="streaming"), rows.collect(engine="streaming")
-        codes = counts.select(keys).rows() if keys else [()]
-        place = {code: i for i, code in enumerate(codes)}
-        sums = np.zeros((self.packs, len(codes), 4))
-        where = [place[row] for row in (found.select(keys).rows() if keys else [()] * len(found))]
-        sums[found["pack"].to_numpy(), where] = found.select(
-            f"a{metric}", f"aw{metric}", f"b{metric}", f"bw{metric}"
-        ).to_numpy()
-        values = [self.dimensions[self.index(name)].values for name in names]
-        labels = [{n: v[c] for n, v, c in zip(names, values, code, strict=True)} for code in codes]
-        numbers = [counts[name].to_numpy().astype(np.int64) for name in ("units", "changed", "clusters")]
-        return Slices(labels, sums, *numbers)
+        return rows.collect(engine="streaming")
+
+    def _sums(self, metric: int, keys: Sequence[str], codes: Sequence[tuple[int, ...]]) -> Array:
+        shape = tuple(len(self.dimensions[int(key[1:])].values) for key in keys)
+        place = np.zeros(shape, np.int64)
+        for index, row in enumerate(codes):
+            place[row] = index
+        sides = [f"{side}{metric}" for side in ("a", "aw", "b", "bw")]
+        sums = np.zeros((4, self.packs * len(codes)))
+        for rows in self.batches(["pack", *keys, *sides]):
+            there = rows.drop_nulls(sides)
+            where = place[tuple(there[key].to_numpy() for key in keys)] if keys else 0
+            cell = there["pack"].to_numpy().astype(np.int64) * len(codes) + where
+            for side, column in enumerate(sides):
+                sums[side] += np.bincount(cell, there[column].to_numpy(), minlength=sums.shape[1])
+        return np.ascontiguousarray(sums.reshape(4, self.packs, len(codes)).transpose(1, 2, 0))
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """The units, some columns of `ROWS` at a time, always in the same order."""
+        for start in range(0, self.count, ROWS):
+            yield self.frame.slice(start, ROWS).select(columns).collect()
 
 
 @contextmanager
@@ -123,51 +138,43 @@ def coded(
     """Units in memory, or, above `IN_MEMORY` rows, in a file that is gone afterwards.
 
     Raises:
-        RecipeError: a dimension has more than `MOST` values.
+        RecipeError: a dimension has too many values.
+        DataError: a dimension holds something else than values.
     """
     count = joined.select(pl.len()).collect(engine="streaming").item()
-    coded_dimensions, expressions = [], []
-    for index, name in enumerate(dimensions):
-        values, expression = _code(joined, name)
-        coded_dimensions.append(Dimension(name, values, name in sensitive))
-        expressions.append(expression.cast(pl.UInt16).alias(f"d{index}"))
-    numbers = [f"{side}{i}" for i in range(len(metrics)) for side in ("b", "bw", "a", "aw")]
-    clusters = joined.select(pl.col("cluster").n_unique()).collect(engine="streaming").item()
-    few = clusters <= PACKS
-    pack = pl.col("cluster").rank("dense") - 1 if few else pl.col("cluster").hash(seed) % PACKS
-    rows = joined.select("id", "cluster", pack.cast(pl.UInt16).alias("pack"), *expressions, *numbers)
-    packs = max(2, clusters if few else PACKS)
     with tempfile.TemporaryDirectory(prefix="regear-audit-") as folder:
-        if count <= IN_MEMORY:
-            frame = rows.collect(engine="streaming").lazy()
-        else:
-            path = Path(folder) / "units.parquet"
-            rows.sink_parquet(path)
-            frame = pl.scan_parquet(path)
-        yield Units(frame, list(metrics), coded_dimensions, count, packs)
+        hold = _in_memory if count <= IN_MEMORY else _in_file
+        frame = hold(joined, Path(folder) / "joined.parquet")
+        found, expressions = [], []
+        for index, name in enumerate(dimensions):
+            values, expression = code(frame, name)
+            found.append(Dimension(name, values, name in sensitive))
+            expressions.append(expression.cast(pl.UInt16).alias(f"d{index}"))
+        numbers = [f"{side}{i}" for i in range(len(metrics)) for side in ("b", "bw", "a", "aw")]
+        clusters = frame.select(pl.col("cluster").n_unique()).collect(engine="streaming").item()
+        pack = _dealt(clusters, seed)
+        rows = frame.select("id", "cluster", pack.cast(pl.UInt16).alias("pack"), *expressions, *numbers)
+        yield Units(
+            hold(rows, Path(folder) / "units.parquet"),
+            list(metrics),
+            found,
+            count,
+            min(max(2, clusters), PACKS),
+            clusters,
+        )
 
 
-def _code(frame: pl.LazyFrame, name: str) -> tuple[list[Any], pl.Expr]:
-    """The values of a dimension in order, and the expression that gives each row its index; empty is `unknown`."""
-    column = pl.col(name)
-    kind = frame.collect_schema()[name]
-    if kind.is_float():
-        column = pl.when(column.is_nan()).then(None).otherwise(column)
-    values = frame.select(column.unique()).collect(engine="streaming")[name].drop_nulls().sort()
-    if kind.is_numeric() and len(values) > MANY:
-        return _quartiles(frame, name, column)
-    if len(values) > MOST:
-        raise RecipeError(f"attribute {name!r} has {len(values):,} values; wanted at most {MOST}: group them first")
-    labels = [*values.to_list(), UNKNOWN]
-    return labels, column.replace_strict(values, list(range(len(values))), default=len(values))
+def _dealt(clusters: int, seed: int) -> pl.Expr:
+    """Which pack a row's cluster is in."""
+    cluster = pl.col("cluster")
+    return cluster.rank("dense") - 1 if clusters <= PACKS else cluster.hash(seed) % PACKS
 
 
-def _quartiles(frame: pl.LazyFrame, name: str, column: pl.Expr) -> tuple[list[Any], pl.Expr]:
-    cuts = frame.select(column.quantile(q).alias(str(q)) for q in (0.25, 0.5, 0.75)).collect(engine="streaming").row(0)
-    edges = sorted(dict.fromkeys(cuts))
-    shown = [f"{edge:g}" for edge in edges]
-    labels: list[Any] = [f"≤ {shown[0]}"]
-    labels += [f"{a} – {b}" for a, b in itertools.pairwise(shown)]
-    labels += [f"> {shown[-1]}", UNKNOWN]
-    code = sum((column > edge).cast(pl.UInt16) for edge in edges)
-    return labels, pl.when(column.is_null()).then(len(labels) - 1).otherwise(code)
+def _in_memory(rows: pl.LazyFrame, _: Path) -> pl.LazyFrame:
+    # Sorted, so that the order in which rows were given changes not even the last digit.
+    return rows.collect(engine="streaming").sort("id").lazy()
+
+
+def _in_file(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
+    rows.sink_parquet(path)
+    return pl.scan_parquet(path)

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def schema(
-        verb: Annotated[str, typer.Argument(help="The verb whose recipe to describe.")] = "convert",
+        verb: Annotated[str, typer.Argument(help="convert, heal, run, or gates.")] = "convert",
         as_json: Json = False,
     ) -> None:
         """Print the JSON schema of a verb's recipe."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from regear.cli import audit, convert, demo, evaluate, fetch, generate, heal, inspect
+from regear.cli import audit, convert, demo, evaluate, fetch, generate, heal, inspect, ledger, steps
 from regear.core.errors import RegearError, one_line
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (fetch, convert, heal, evaluate, audit, generate, demo, inspect):
+for module in (fetch, convert, heal, evaluate, audit, ledger, generate, steps, demo, inspect):
     module.register(app)
 
 

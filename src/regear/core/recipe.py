@@ -37,7 +37,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType):
+    elif get_origin(annotation) in (Union, types.UnionType, list):
         for part in get_args(annotation):
             yield from _models(part)
 
@@ -104,8 +104,10 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     known = list(keys(model))
     if fault["type"] == "extra_forbidden":
-        guess = closest(where, known)
-        wanted = guess or f"; known keys: {', '.join(k for k in known if k.count('.') == where.count('.'))}"
+        plain = ".".join(part for part in fault["loc"] if isinstance(part, str))  # keys of a list have no positions
+        folder = plain.rpartition(".")[0]
+        guess = closest(plain, known)
+        wanted = guess or f"; known keys: {', '.join(k for k in known if k.rpartition('.')[0] == folder)}"
         return f"unknown recipe key {where!r}{wanted}"
     if fault["type"] == "literal_error":
         choices = fault.get("ctx", {}).get("expected", "")

@@ -3,7 +3,8 @@
 import html
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,9 @@ table{border-collapse:collapse;margin:.5rem 0} th,td{padding:.25rem .8rem;border
 td{text-align:right;font-variant-numeric:tabular-nums} th:first-child,td:first-child{text-align:left}
 svg{max-width:100%;height:auto}
 """
+STYLE_OF_PLOTS: Any = {"svg.hashsalt": "regear", "svg.fonttype": "path", "font.size": 10}
+COLOURS = ("#9fb0dc", "#4467c4", "#2f8f5b", "#c98a1b")
+VERDICTS = {"harm": "#c0392b", "no_harm": "#2f8f5b"}
 
 
 def number(value: Any) -> str:
@@ -53,8 +57,13 @@ class Section:
     def markdown(self) -> str:
         """The same table for a card or a README."""
         lines = ["| " + " | ".join(self.header) + " |", "|" + "---|" * len(self.header)]
-        lines += ["| " + " | ".join(number(value) for value in row) + " |" for row in self.rows]
+        lines += ["| " + " | ".join(_cell(number(value)) for value in row) + " |" for row in self.rows]
         return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
+
+
+def _cell(text: str) -> str:
+    """Text that cannot end its cell or line of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 @dataclass(frozen=True)
@@ -87,30 +96,30 @@ class Plot:
 
     def svg(self) -> str:
         """The drawing, the same bytes for the same figures."""
-        import matplotlib
+        return _drawing(self._draw, 3.6)
 
-        matplotlib.use("svg")
-        from matplotlib.figure import Figure
+    def _draw(self, axes: Any) -> None:
+        if self.labels is not None:
+            self._bars(axes, self.labels)
+        else:
+            self._lines(axes)
+        for x, y, text in self.marks:
+            axes.annotate(text, (x, y), xytext=(8, 12), textcoords="offset points", arrowprops={"arrowstyle": "->"})
+        axes.set(title=self.title, xlabel=self.x_label, ylabel=self.y_label)
+        if self.log_y:
+            axes.set_yscale("log")
 
-        with matplotlib.rc_context({"svg.hashsalt": "regear", "svg.fonttype": "path", "font.size": 10}):
-            figure = Figure(figsize=(7, 3.6), layout="constrained")
-            axes = figure.add_subplot()
-            if self.labels is not None:
-                axes.bar(list(range(len(self.labels))), list(self.series[0].y), color="#4467c4")
-                axes.set_xticks(range(len(self.labels)), list(self.labels))
-            else:
-                self._lines(axes)
-            for x, y, text in self.marks:
-                axes.annotate(text, (x, y), xytext=(8, 12), textcoords="offset points", arrowprops={"arrowstyle": "->"})
-            axes.set(title=self.title, xlabel=self.x_label, ylabel=self.y_label)
-            if self.log_y:
-                axes.set_yscale("log")
-            axes.spines[["top", "right"]].set_visible(False)
-            buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        drawing = buffer.getvalue()
-        # Drop the XML head and the metadata block, whose name spaces look like addresses to load.
-        return re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
+    def _bars(self, axes: Any, labels: Sequence[str]) -> None:
+        """One bar a label, or one a series side by side."""
+        if len(self.series) == 1:
+            axes.bar(list(range(len(labels))), list(self.series[0].y), color="#4467c4")
+        else:
+            width = 0.8 / len(self.series)
+            for index, series in enumerate(self.series):
+                places = [x + (index - (len(self.series) - 1) / 2) * width for x in range(len(labels))]
+                axes.bar(places, list(series.y), width, label=series.label, color=COLOURS[index % len(COLOURS)])
+            axes.legend(frameon=False)
+        axes.set_xticks(range(len(labels)), list(labels), parse_math=False)
 
     def _lines(self, axes: Any) -> None:
         for series in self.series:
@@ -122,12 +131,69 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Forest:
+    """Estimates with their intervals, one row each, and a line that they are held against.
+
+    `words`: per row `harm`, `no_harm` or anything else, which sets the colour.
+    """
+
+    title: str
+    labels: Sequence[str]
+    values: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    words: Sequence[str]
+    line: float | None = None
+    x_label: str = ""
+
+    def svg(self) -> str:
+        """The drawing, the same bytes for the same figures."""
+        return _drawing(self._draw, 1.2 + 0.28 * len(self.labels))
+
+    def _draw(self, axes: Any) -> None:
+        for place, (value, low, high, word) in enumerate(
+            zip(self.values, self.low, self.high, self.words, strict=True)
+        ):
+            colour = VERDICTS.get(word, "#8a93a6")
+            axes.plot([low, high], [place, place], color=colour, linewidth=2)
+            axes.plot([value], [place], marker="o", color=colour, markersize=5)
+        axes.axvline(0, color="#1d2433", linewidth=0.8)
+        if self.line is not None:
+            axes.axvline(self.line, color="#c0392b", linewidth=1, linestyle="--")
+        axes.set_yticks(range(len(self.labels)), list(self.labels), parse_math=False)
+        axes.invert_yaxis()
+        axes.set_title(self.title, parse_math=False)
+        axes.set_xlabel(self.x_label, parse_math=False)
+
+
+def _drawing(draw: Callable[[Any], None], height: float) -> str:
+    """What `draw` puts on axes, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib.figure import Figure
+
+    with warnings.catch_warnings(), matplotlib.rc_context(STYLE_OF_PLOTS):
+        # Letters that the font lacks are drawn as boxes; the table beside the plot has them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure = Figure(figsize=(7, height), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    drawing = buffer.getvalue()
+    # Drop the XML head and the metadata block, whose name spaces look like addresses to load.
+    return re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
+
+
+@dataclass(frozen=True)
 class Report:
     """Sections and plots under one title."""
 
     title: str
     sections: Sequence[Section]
-    plots: Sequence[Plot] = ()
+    plots: Sequence[Plot | Forest] = ()
     lead: str = ""
 
     def html(self) -> str:

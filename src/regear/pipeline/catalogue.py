@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from regear.auditing.requirements import Gates
 from regear.conversion.recipes import PRESETS
 from regear.conversion.table import CONVERSIONS
 from regear.core.errors import RecipeError
-from regear.core.recipe import closest
+from regear.core.recipe import Recipe, closest
 from regear.engine.drafters.table import DRAFTERS
 from regear.healing.recipes import HealRecipe
 from regear.models.builtin import EMBEDDED
@@ -34,13 +35,17 @@ def _settings(keys: dict[str, Any]) -> str:
 
 
 def recipe_schema(verb: str) -> dict[str, Any]:
-    """JSON schema of a verb's recipe; for `convert`, one entry a conversion.
+    """JSON schema of a verb's recipe, or of an audit's gates; for `convert`, one entry a conversion.
 
     Raises:
         RecipeError: the verb takes no recipe.
     """
-    if verb == "heal":
-        return HealRecipe.model_json_schema()
+    from regear.pipeline.run import ChainRecipe
+
+    models: dict[str, type[Recipe]] = {"heal": HealRecipe, "run": ChainRecipe, "gates": Gates}
+    if verb in models:
+        return models[verb].model_json_schema()
     if verb != "convert":
-        raise RecipeError(f"no recipe for {verb!r}{closest(verb, ['convert', 'heal'])}; known: convert, heal")
+        known = ["convert", *models]
+        raise RecipeError(f"no recipe for {verb!r}{closest(verb, known)}; known: {', '.join(known)}")
     return {row.name: row.recipe.model_json_schema() for row in CONVERSIONS if row.recipe is not None}

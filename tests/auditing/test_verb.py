@@ -1,0 +1,172 @@
+"""`regear audit` as people run it: tables, lists and models; gates, reports, the ledger and the card."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from regear.cli.main import run
+from tests.tiny import make_text
+
+
+def audited(*words, code=0, capsys):
+    assert run(["audit", *map(str, words), "--json"]) == code, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(*words, capsys):
+    assert run(["audit", *map(str, words)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """1,500 people; those of north lose 0.4."""
+    generator = np.random.default_rng(0)
+    region = generator.choice(["north", "south", "east"], 1500)
+    before = generator.normal(size=1500)
+    after = before + 0.2 * generator.normal(size=1500) - 0.4 * (region == "north")
+    ids = [f"person-{i}" for i in range(1500)]
+    gender = generator.choice(["f", "m"], 1500)
+    pl.DataFrame({"id": ids, "score": before, "region": region}).write_parquet(tmp_path / "before.parquet")
+    pl.DataFrame({"id": ids, "score": after}).write_parquet(tmp_path / "after.parquet")
+    pl.DataFrame({"id": ids, "gender": gender}).write_parquet(tmp_path / "people.parquet")
+    return tmp_path
+
+
+def gates(folder, **content):
+    (folder / "gates.yaml").write_text(yaml.safe_dump(content))
+    return folder / "gates.yaml"
+
+
+def pair(folder):
+    return folder / "before.parquet", folder / "after.parquet"
+
+
+def test_without_by_every_attribute_of_few_values_is_a_dimension(tables, capsys):
+    found = audited(*pair(tables), "--metric", "score", "--attributes", tables / "people.parquet", capsys=capsys)
+    assert {name for verdict in found["verdicts"] for name in verdict["slice"]} == {"region", "gender"}
+    assert {d["name"]: d["sensitive"] for d in found["dimensions"]} == {"region": False, "gender": True}
+    assert set(found["inputs"]) == {"before", "after", "attributes"}
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "word"), [({"region": "south"}, 0, "pass"), ({"region": "north"}, 1, "fail")]
+)
+def test_a_gate_decides_the_exit_code(tables, capsys, where, code, word):
+    file = gates(tables, require=[{"slice": where, "metric": "score"}])
+    assert audited(*pair(tables), "--metric", "score", "--gates", file, code=code, capsys=capsys)["gate"] == word
+
+
+def test_what_cannot_be_decided_fails_closed(tables, capsys):
+    file = gates(tables, require=[{"slice": {"region": "north"}, "metric": "score", "margin": 0.4}])
+    found = audited(*pair(tables), "--metric", "score", "--gates", file, code=1, capsys=capsys)
+    assert found["gate"] == "undetermined"
+
+
+def test_reports_and_the_ledger_name_no_unit_and_no_sensitive_row(tables, capsys):
+    words = ["--metric", "score", "--attributes", tables / "people.parquet"]
+    trail, folder = tables / "trail.jsonl", tables / "report"
+    audited(*pair(tables), *words, "--ledger", trail, "--report", folder, capsys=capsys)
+    assert run(["ledger", "verify", str(trail), "-q"]) == 0
+    shared = "".join((folder / name).read_text() for name in ("report.html", "stakeholder.md", "legal.md"))
+    assert "north" in shared
+    assert "person-" not in shared + trail.read_text()
+
+
+def test_the_slice_nobody_named_is_found(tables, capsys):
+    found = audited(*pair(tables), "--metric", "score", "--by", "gender", "--attributes", tables / "people.parquet",
+                    capsys=capsys)  # fmt: skip
+    assert [row["slice"] for row in found["discovered"] if row["verdict"] == "harm"] == [{"region": "north"}]
+
+
+@pytest.fixture
+def lists(tmp_path):
+    """200 users with lists of 5 of 30 items; after the change the items of provider small are gone."""
+    generator = np.random.default_rng(0)
+    rows, after, wanted = [], [], []
+    for user in range(200):
+        items = generator.permutation(30)[:5]
+        rows += [{"user": f"u{user}", "item": f"i{i}", "rank": r + 1} for r, i in enumerate(items)]
+        swapped = [i if i < 20 else i - 20 + 30 for i in items]
+        after += [{"user": f"u{user}", "item": f"i{i}", "rank": r + 1} for r, i in enumerate(swapped)]
+        wanted.append({"user": f"u{user}", "item": f"i{items[0]}"})
+    goods = [{"item": f"i{i}", "provider": "small" if 20 <= i < 30 else "large"} for i in range(40)]
+    people = [{"user": f"u{user}", "age": "young" if user % 2 else "old"} for user in range(200)]
+    for name, table in (("b", rows), ("a", after), ("wanted", wanted), ("goods", goods), ("people", people)):
+        pl.DataFrame(table).write_ndjson(tmp_path / f"{name}.jsonl")
+    return tmp_path
+
+
+def test_lists_say_who_is_hurt_and_who_lost_visibility(lists, capsys):
+    words = ["--relevance", lists / "wanted.jsonl", "--catalogue", lists / "goods.jsonl", "--top", 5]
+    found = audited(lists / "b.jsonl", lists / "a.jsonl", *words, "--attributes", lists / "people.jsonl", capsys=capsys)
+    assert found["kind"] == "lists"
+    seen = {row["slice"]["provider"]: row for row in found["exposure"]["dimensions"]["provider"]["rows"]}
+    assert seen["small"]["verdict"] == "harm"
+    assert seen["large"]["verdict"] == "no_harm"
+    assert {v["slice"]["age"] for v in found["verdicts"]} == {"young", "old"}
+    assert found["overall"][0]["effect"] < 0
+    assert found["nothing_useful"]["lost"] > 0
+
+
+def test_lists_can_be_gated_on_visibility_and_reported(lists, capsys):
+    words = ["--relevance", lists / "wanted.jsonl", "--catalogue", lists / "goods.jsonl", "--top", 5]
+    file = gates(lists, require=[{"slice": {"provider": "*"}, "metric": "visibility"}])
+    found = audited(lists / "b.jsonl", lists / "a.jsonl", *words, "--gates", file, "--report", lists / "r", code=1,
+                    capsys=capsys)  # fmt: skip
+    assert found["gate"] == "fail"
+    assert "small" in (lists / "r" / "stakeholder.md").read_text()
+
+
+def test_two_models_on_texts_of_several_kinds(tiny, tmp_path, capsys, cache):
+    rows = [{"text": make_text(seed=i)[: 600 + i], "language": "en" if i % 2 else "de"} for i in range(8)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = tiny("llama")
+    words = [model, model, "--text", tmp_path / "texts.jsonl", "--after-kv", "int4", "--by", "language"]
+    found = audited(*words, "--report", tmp_path / "r", capsys=capsys)
+    assert found["kind"] == "models"
+    by = {(v["metric"], v["slice"]["language"]): v for v in found["verdicts"]}
+    assert {name for name, _ in by} == {"bits_per_byte", "kl_per_byte"}
+    assert all(v["verdict"] == "undetermined" for v in by.values())  # eight texts are too few to pass
+    assert by["kl_per_byte", "en"]["effect"] < 0
+    assert (tmp_path / "r" / "report.html").is_file()
+
+
+def test_the_card_carries_the_last_audit_once(tiny, tmp_path, capsys, cache):
+    import shutil
+
+    after = tmp_path / "after"
+    shutil.copytree(tiny("llama"), after)
+    (after / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n")
+    (tmp_path / "t.txt").write_text(make_text())
+    for _ in range(2):
+        assert run(["audit", str(tiny("llama")), str(after), "--text", str(tmp_path / "t.txt"), "--card", "-q"]) == 0
+    text = (after / "README.md").read_text()
+    assert text.startswith("---\nlicense: mit")
+    assert text.count("Whom the change hurts") == 1
+
+
+def test_mistakes_are_one_line(tables, lists, tiny, capsys):
+    b, a = pair(tables)
+    assert "wanted two tables, or two models" in refused(b, tiny("llama"), capsys=capsys)
+    assert "belongs to an audit of models" in refused(b, a, "--text", "builtin", capsys=capsys)
+    assert "belongs to an audit of lists" in refused(b, a, "--relevance", b, capsys=capsys)
+    assert "no relevance" in refused(lists / "b.jsonl", lists / "a.jsonl", capsys=capsys)
+    assert "did you mean 'score'" in refused(b, a, "--metric", "scor", capsys=capsys)
+    assert "did you mean 'region'" in refused(b, a, "--metric", "score", "--by", "regin", capsys=capsys)
+    assert "only a model has a card" in refused(b, a, "--metric", "score", "--card", capsys=capsys)
+    file = gates(tables, require=[{"slice": {"regio": "north"}, "metric": "score"}])
+    assert "did you mean 'region'" in refused(b, a, "--metric", "score", "--gates", file, capsys=capsys)
+    assert "give two tables" in refused(b, capsys=capsys)
+
+
+def test_questions_suggest_metrics(capsys):
+    assert run(["audit", "--questions"]) == 0
+    assert "interest" in capsys.readouterr().out
+    assert run(["audit", "--answers", "interest=providers,position=yes"]) == 0
+    assert "visibility" in capsys.readouterr().out
