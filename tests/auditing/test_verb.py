@@ -114,6 +114,16 @@ def test_lists_say_who_is_hurt_and_who_lost_visibility(lists, capsys):
     assert found["nothing_useful"]["lost"] > 0
 
 
+def test_one_metric_of_lists_can_be_asked_for(lists, capsys):
+    words = ["--relevance", lists / "wanted.jsonl", "--top", 5, "--metric", "hit@5"]
+    found = audited(lists / "b.jsonl", lists / "a.jsonl", *words, "--report", lists / "r", capsys=capsys)
+    assert list(found["metrics"]) == ["hit@5"]
+    lost = found["nothing_useful"]["lost"]
+    assert f"{lost} who had something useful in their list now have nothing" in (
+        lists / "r" / "stakeholder.md"
+    ).read_text().replace(",", "")
+
+
 def test_lists_can_be_gated_on_visibility_and_reported(lists, capsys):
     words = ["--relevance", lists / "wanted.jsonl", "--catalogue", lists / "goods.jsonl", "--top", 5]
     file = gates(lists, require=[{"slice": {"provider": "*"}, "metric": "visibility"}])

@@ -17,6 +17,8 @@ GATE = {
     "undetermined": "The gate does not pass: a requirement could not be decided.",
     "none": "No gate was set.",
 }
+VISIBILITY = "visibility"
+FIRST = 10  # providers that gained
 SEARCHED = "found by search, and checked on units that the search had not seen"
 
 
@@ -53,11 +55,21 @@ def _hurt(result: Result) -> list[Row]:
     rows = [*result["overall"], *result["verdicts"], *seen]
     known = [row for row in rows if row["verdict"] == "harm"]
     searched = [{**row, "searched": True} for row in result.get("discovered", []) if row["verdict"] == "harm"]
-    return [*sorted(known, key=relative), *searched]
+    return [*sorted(known, key=_worst_first), *searched]
+
+
+def _worst_first(row: Row) -> tuple[bool, float]:
+    """People before providers; people by how far beyond the margin, providers by how much attention they lost."""
+    shown = row["metric"] == VISIBILITY
+    return shown, row["effect"] if shown else relative(row)
 
 
 def _gain(result: Result) -> list[Row]:
-    return [row for row in result["verdicts"] if row["verdict"] == "no_harm" and row["ci"] and row["ci"][0] > 0]
+    """Slices that are surely better off, and the providers that surely gained, most first."""
+    better = [row for row in result["verdicts"] if row["verdict"] == "no_harm" and row["ci"] and row["ci"][0] > 0]
+    seen = [row for table in exposed(result).values() for row in table["rows"]]
+    more = [row for row in seen if row["verdict"] == "no_harm" and row["ci"] and row["ci"][0] > 0]
+    return [*better, *sorted(more, key=lambda row: -row["effect"])[:FIRST]]
 
 
 def relative(row: Row) -> float:
@@ -95,6 +107,11 @@ def _cut(lines: Sequence[str]) -> list[str]:
 def _visible(result: Result) -> list[str]:
     """Sentences about how visibility is spread."""
     found, summary = [], (result.get("exposure") or {}).get("summary", {})
+    if lost := result.get("nothing_useful"):
+        found.append(
+            f"Of {lost['users']:,} users, {lost['lost']:,} who had something useful in their list now have nothing; "
+            f"{lost['gained']:,} who had nothing now have something."
+        )
     if "coverage" in summary:
         one, two = (f"{summary['coverage'][side]:.0%}" for side in ("before", "after"))
         found.append(f"Of all items, {one} stood in anyone's list before, {two} after.")

@@ -175,7 +175,9 @@ def _inputs(kind: str, given: Mapping[str, Any], draws: Mapping[str, Any]) -> In
     if kind == "tables":
         return of_tables(before, after, **some("metric", "by", "attributes", "weight"))
     if kind == "lists":
-        return of_lists(before, after, **some("by", *OF_LISTS, "attributes", "top", "exposure_margin"), **draws)
+        return of_lists(
+            before, after, **some("metric", "by", *OF_LISTS, "attributes", "top", "exposure_margin"), **draws
+        )
     return of_models(before, after, **some("metric", *MODELS, "device", "progress"))
 
 

@@ -42,6 +42,9 @@ def export(result: Mapping[str, Any], k: int = K) -> dict[str, Any]:
     if result.get("exposure"):
         shown["exposure"], more = _exposure(result["exposure"], k, sensitive)
         veils += more
+    people = result.get("nothing_useful")
+    if people and all(count == 0 or count >= k for count in (people["lost"], people["gained"])):
+        shown["nothing_useful"] = dict(people)
     shown["gates"] = [_gate(row, veils) for row in result.get("gates", [])]
     shown["waivers"] = [_waiver(row, veils) for row in result.get("waivers", [])]
     shown["suppressed"] = {"below": k, "slices": sum(len(v.hidden) for v in veils)}
