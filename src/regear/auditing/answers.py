@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from regear.auditing import makers
 from regear.auditing.cells import WITHHELD
+from regear.auditing.makers import VISIBILITY
 from regear.auditing.unmeasured import label
-from regear.auditing.words import Teller, figure
+from regear.auditing.verdict import LEAST
+from regear.auditing.words import Teller
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -17,8 +20,8 @@ GATE = {
     "undetermined": "The gate does not pass: a requirement could not be decided.",
     "none": "No gate was set.",
 }
-VISIBILITY = "visibility"
-FIRST = 10  # providers that gained
+FEW = 5  # names in a sentence
+MOST_UNITS = 1_000_000  # above which collecting more is no advice
 SEARCHED = "found by search, and checked on units that the search had not seen"
 
 
@@ -33,20 +36,47 @@ def lead(result: Result) -> str:
 def answers(result: Result) -> list[tuple[str, list[str]]]:
     """Questions and their answers in plain words, from a result that went through `export`."""
     teller, hurt, gains = Teller(result), _hurt(result), _gain(result)
+    people = [row for row in hurt if row["metric"] != VISIBILITY]
     unsure = [row for row in result["verdicts"] if row["verdict"] == "undetermined"]
     withheld = [row for row in result["verdicts"] if row["verdict"] == WITHHELD]
-    who = [f"{name_of(row)}: worse on {row['metric']}{_searched(row)}." for row in hurt]
-    none = "We found no group that is surely hurt by more than what counts as none."
-    unknown = f"About {len(unsure) + len(withheld)} comparisons we cannot tell or show nothing; see below."
-    nobody = [none, unknown] if unsure or withheld else [none]
     sure = [*_certain(teller, result), *_cut([teller.sentence(row) for row in [*unsure, *withheld]])]
     amounts = [teller.sentence(row) for row in result["overall"]]
-    amounts += [f"{teller.sentence(row)[:-1]}{_searched(row)}." for row in hurt if row["slice"]]
-    found = [("Who is hurt?", _cut(who) or nobody), ("By how much?", _cut(amounts) + _visible(result))]
-    if gains:
-        found.append(("Who gains?", _cut([teller.sentence(row) for row in gains])))
+    amounts += [f"{teller.sentence(row)[:-1]}{_searched(row)}." for row in people if row["slice"]]
+    found = [
+        ("Who is hurt?", [*_who(result, people, unsure, withheld), *makers.losers(result)]),
+        ("By how much?", [*_cut(amounts), *_nothing(result), *makers.amounts(result, teller)]),
+    ]
+    if gains or makers.winners(result):
+        found.append(("Who gains?", [*_cut([teller.sentence(row) for row in gains]), *makers.winners(result)]))
     found += [("How sure are we?", sure), ("What was not measured?", list(result["not_measured"]))]
     return [*found, ("What to do?", advice(result))]
+
+
+def _who(result: Result, hurt: list[Row], unsure: list[Row], withheld: list[Row]) -> list[str]:
+    """Those surely hurt; else that none is, and of how many that cannot be said; then those who may be."""
+    found = _cut([f"{name_of(row)}: worse on {row['metric']}{_searched(row)}." for row in hurt])
+    if not found:
+        of = f"group of {Teller(result).noun}" if result.get("exposure") else "group"
+        found = [f"We found no {of} that is surely hurt by more than what counts as none."]
+    if not hurt and (unsure or withheld):
+        found.append(f"About {len(unsure) + len(withheld)} comparisons we cannot tell or show nothing; see below.")
+    maybe = [row for row in unsure if row["effect"] is not None and row["effect"] < -row["margin"] and row["ci"]]
+    maybe = [row for row in maybe if row.get("clusters", row["n"]) >= LEAST]
+    if maybe:
+        names = [f"{name_of(row)} ({row['metric']})" for row in sorted(maybe, key=relative)]
+        more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+        found.append(f"Possibly hurt, not proven: {', '.join(names[:FEW])}{more}.")
+    return found
+
+
+def _nothing(result: Result) -> list[str]:
+    lost = result.get("nothing_useful")
+    if not lost:
+        return []
+    return [
+        f"Of {lost['users']:,} users, {lost['lost']:,} who had something useful in their list now have nothing; "
+        f"{lost['gained']:,} who had nothing now have something."
+    ]
 
 
 def _hurt(result: Result) -> list[Row]:
@@ -65,11 +95,7 @@ def _worst_first(row: Row) -> tuple[bool, float]:
 
 
 def _gain(result: Result) -> list[Row]:
-    """Slices that are surely better off, and the providers that surely gained, most first."""
-    better = [row for row in result["verdicts"] if row["verdict"] == "no_harm" and row["ci"] and row["ci"][0] > 0]
-    seen = [row for table in exposed(result).values() for row in table["rows"]]
-    more = [row for row in seen if row["verdict"] == "no_harm" and row["ci"] and row["ci"][0] > 0]
-    return [*better, *sorted(more, key=lambda row: -row["effect"])[:FIRST]]
+    return [row for row in result["verdicts"] if row["verdict"] == "no_harm" and row["ci"] and row["ci"][0] > 0]
 
 
 def relative(row: Row) -> float:
@@ -81,12 +107,17 @@ def exposed(result: Result) -> Mapping[str, Any]:
 
 
 def _certain(teller: Teller, result: Result) -> list[str]:
-    """What "sure" means, how many comparisons are surely fine, and how far the search is to be trusted."""
-    fine, every = sum(row["verdict"] == "no_harm" for row in result["verdicts"]), len(result["verdicts"])
+    """What "sure" means, which comparisons are surely fine, and how far the search is to be trusted."""
+    fine = [row for row in result["verdicts"] if row["verdict"] == "no_harm"]
     found = [teller.what_sure_means()]
-    if every:
-        found.append(f"In {fine} of {every} comparisons of groups we are sure that no loss beyond the limit occurred.")
-    if result.get("discovered"):
+    if result["verdicts"]:
+        names = list(dict.fromkeys(name_of(row) for row in fine))
+        told = f": {', '.join(names)}" if 0 < len(names) <= FEW else ""
+        many = f"{len(fine)} of {len(result['verdicts'])}"
+        found.append(f"In {many} comparisons of groups we are sure that no loss beyond the limit occurred{told}.")
+    if result.get("exposure"):
+        found.append("What is said of visibility is sure in the same way, taken together by itself.")
+    if any(row["verdict"] == "harm" for row in result.get("discovered", [])):
         found.append("What was found by search is judged finding by finding: of many findings, a few may be luck.")
     return found
 
@@ -104,29 +135,6 @@ def _cut(lines: Sequence[str]) -> list[str]:
     return [*lines[:MOST], *more]
 
 
-def _visible(result: Result) -> list[str]:
-    """Sentences about how visibility is spread."""
-    found, summary = [], (result.get("exposure") or {}).get("summary", {})
-    if lost := result.get("nothing_useful"):
-        found.append(
-            f"Of {lost['users']:,} users, {lost['lost']:,} who had something useful in their list now have nothing; "
-            f"{lost['gained']:,} who had nothing now have something."
-        )
-    if "coverage" in summary:
-        one, two = (f"{summary['coverage'][side]:.0%}" for side in ("before", "after"))
-        found.append(f"Of all items, {one} stood in anyone's list before, {two} after.")
-    if "providers_down" in summary:
-        down = summary["providers_down"]
-        found.append(
-            f"Of {down['providers']:,} that were seen before (by {summary.get('provider', 'provider')}), "
-            f"{down['down']:,} lost more than {down['fall']:.0%} of their visibility; "
-            f"luck alone would make it about {down['by_chance']:.0%}."
-        )
-    if "tv_distance" in summary:
-        found.append(f"{figure(100 * summary['tv_distance'])} of every 100 looks go to other items than before.")
-    return found
-
-
 MEND = {
     "lists": "re-rank with their interests weighed in, or train with more weight on them",
     "models": "give their language or kind of text more weight in calibration and healing",
@@ -142,15 +150,19 @@ def advice(result: Result) -> list[str]:
         found.append("Do not roll the change out to everyone as it is: its gate does not pass.")
     if any(not row["slice"] for row in hurt):
         found.append("The change hurts on the whole: use a milder one, or repair it, before looking at single groups.")
-    named = [name_of(row) for row in hurt if row["slice"]]
+    named = list(dict.fromkeys(name_of(row) for row in hurt if row["slice"]))
     if named:
-        groups = ", ".join(dict.fromkeys(named[:5])) + (" and others" if len(named) > 5 else "")
-        found.append(f"For {groups}: keep the old version, or {mend}; then audit again.")
+        groups = ", ".join(named[:FEW]) + (" and others" if len(named) > FEW else "")
+        found.append(
+            f"For {groups}: do not launch as it is. First {mend}, then audit again; else keep the old version."
+        )
+    noun = Teller(result).noun
     found += [
-        f"To decide about {name_of(row)} ({row['metric']}), collect about {row['units_needed']:,} units."
-        for row in result["verdicts"]
-        if row["verdict"] == "undetermined" and row["units_needed"] and row["units_needed"] > row["n"]
-    ][:5]
+        f"To decide about {name_of(row)} ({row['metric']}), it takes about {row['units_needed']:,} {noun} of that kind "
+        f"in all; here there are {row['n']:,}."
+        for row in sorted(result["verdicts"], key=relative)
+        if row["verdict"] == "undetermined" and row["units_needed"] and row["n"] < row["units_needed"] < MOST_UNITS
+    ][:FEW]
     for waiver in result.get("waivers", []):
         if waiver["state"] != "unused":
             when = "ended" if waiver["state"] == "expired" else "ends"

@@ -29,9 +29,10 @@ BY_KIND = {
 def not_measured(result: Mapping[str, Any]) -> list[str]:
     """Sentences: by kind of audit, dimensions nobody named, unknown values, and slices too small to assess."""
     names = [row["name"] for row in result.get("dimensions", [])]
+    names += [name for name in (result.get("exposure") or {}).get("dimensions", {}) if name not in names]
     given = f"Any dimension but {_listed(names)}." if names else "Any slice: no dimension was named."
     found = [*BY_KIND.get(result.get("kind", ""), ()), given, *ALWAYS]
-    if names and not any(row.get("sensitive") for row in result["dimensions"]):
+    if names and not any(row.get("sensitive") for row in result.get("dimensions", [])):
         found.append("Sensitive attributes, such as gender or age where people did not give them: none were supplied.")
     return [*found, *_unknown(result), *_small(result)]
 
