@@ -8,8 +8,8 @@ smallest (Romano & Wolf 2005; Hall 1988 for the studentised bootstrap): all boun
 
 The linearised error of a slice of n packs is too small by a share of order 1/n, and so are the factors where n is
 small; bounds are widened by 1 + 2/n, which brings normal differences to their level at n = 30 and is nothing soon
-after. Very skewed differences (log-normal, sigma 1) are covered a few points too rarely below some 300 units, as by
-any method that sees the sample alone: benchmarks/results/audit_power.json has the figures.
+after. Intervals of very skewed changes (log-normal, sigma 1) still hold one or two points too rarely, as with any method
+that sees the sample alone: benchmarks/results/audit_power.json has the figures.
 
 Shape suffixes: G packs, S effects, C = 2K columns (numerator, denominator, …), B resamples.
 """
