@@ -82,7 +82,8 @@ def of_tables(
     """Two tables as they are; every further column of the first one is an attribute."""
     one, two = scan(before), scan(after)
     apart = scan(attributes) if attributes is not None else None
-    metrics = resolve_metrics(metric, one, (*FIXED, *by, *([weight] if weight else [])))
+    asked = [name for crossing in by for name in crossing.split("*")]
+    metrics = resolve_metrics(metric, one, (*FIXED, *asked, *([weight] if weight else [])))
     taken = {*FIXED, weight, *(column for m in metrics for column in m.columns)}
     named = [name for name in columns_of(one) if name not in taken]
     named += [name for name in (columns_of(apart) if apart is not None else []) if name not in (*FIXED, *named)]

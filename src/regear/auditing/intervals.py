@@ -7,9 +7,9 @@ by its own linearised standard error. The lower bounds use the largest of all sl
 smallest (Romano & Wolf 2005; Hall 1988 for the studentised bootstrap): all bounds hold at once at `level`.
 
 The linearised error of a slice of n packs is too small by a share of order 1/n, and so are the factors where n is
-small; bounds are widened by 1 + 2/n, which brings normal differences to their level at n = 30 and is nothing soon
-after. Intervals of very skewed changes (log-normal, sigma 1) still hold one or two points too rarely, as with any method
-that sees the sample alone: benchmarks/results/audit_power.json has the figures.
+small; bounds are widened by 1 + 2/n, which brings normal changes to their level or a little above at n = 30 and is
+nothing soon after. Intervals of very skewed changes (log-normal, sigma 1) still hold a point or two too rarely:
+benchmarks/results/audit_power.json has the figures.
 
 Shape suffixes: G packs, S effects, C = 2K columns (numerator, denominator, …), B resamples.
 """
