@@ -180,3 +180,10 @@ def test_questions_suggest_metrics(capsys):
     assert "interest" in capsys.readouterr().out
     assert run(["audit", "--answers", "interest=providers,position=yes"]) == 0
     assert "visibility" in capsys.readouterr().out
+
+
+def test_a_number_that_is_crossed_is_no_metric(tmp_path, capsys):
+    rows = {"id": range(90), "score": [1.0] * 90, "height": [i / 7 for i in range(90)], "g": ["a", "b", "c"] * 30}
+    pl.DataFrame(rows).write_parquet(tmp_path / "t.parquet")
+    found = audited(tmp_path / "t.parquet", tmp_path / "t.parquet", "--by", "g*height", "--search", 0, capsys=capsys)
+    assert list(found["metrics"]) == ["score"]
