@@ -187,3 +187,87 @@ def test_a_number_that_is_crossed_is_no_metric(tmp_path, capsys):
     pl.DataFrame(rows).write_parquet(tmp_path / "t.parquet")
     found = audited(tmp_path / "t.parquet", tmp_path / "t.parquet", "--by", "g*height", "--search", 0, capsys=capsys)
     assert list(found["metrics"]) == ["score"]
+
+
+def test_places_that_cannot_be_written_are_refused_before_any_work(tables, capsys, monkeypatch):
+    words = [*pair(tables), "--metric", "score", "--search", 0]
+    (tables / "file").write_text("")
+    monkeypatch.setattr("regear.auditing.audit.of_tables", None)  # the work
+    assert "it is a file; name a folder" in refused(*words, "--report", tables / "file", capsys=capsys)
+    assert "is a file; choose another" in refused(*words, "--report", tables / "file" / "r", capsys=capsys)
+    assert "it is a folder; name a file" in refused(*words, "--ledger", tables, capsys=capsys)
+    (tables / "broken.jsonl").write_text("{}\n")
+    assert run(["audit", *map(str, words), "--ledger", str(tables / "broken.jsonl")]) == 1
+    assert "line 1 was edited" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_leaves_no_entry_in_the_ledger(tables, capsys):
+    (tables / "file").write_text("")
+    words = [*pair(tables), "--metric", "score", "--search", 0, "--ledger", tables / "trail.jsonl"]
+    refused(*words, "--report", tables / "file", capsys=capsys)
+    assert not (tables / "trail.jsonl").exists()
+
+
+def test_the_head_of_the_ledger_is_printed(tables, capsys):
+    trail = tables / "trail.jsonl"
+    words = [*map(str, pair(tables)), "--metric", "score", "--search", "0", "--ledger", str(trail)]
+    assert run(["audit", *words]) == 0
+    head = capsys.readouterr().out.rstrip().rpartition("head ")[2]
+    assert run(["ledger", "verify", str(trail), "--head", head, "-q"]) == 0
+
+
+def test_the_metric_itself_is_no_dimension(tables, capsys):
+    for by in ("score", "region*score"):
+        assert "look better after any change" in refused(*pair(tables), "--metric", "score", "--by", by, capsys=capsys)
+
+
+def test_options_of_lists_are_refused_with_tables(tables, capsys):
+    for words in (("--top", 5), ("--exposure-margin", 0.1)):
+        assert "belongs to an audit of lists" in refused(*pair(tables), "--metric", "score", *words, capsys=capsys)
+
+
+def test_values_too_large_to_square_are_refused_by_id(tmp_path, capsys):
+    for name, value in (("b", 1e308), ("a", -1e308)):
+        pl.DataFrame({"id": range(50), "score": [value] * 50}).write_parquet(tmp_path / f"{name}.parquet")
+    message = refused(tmp_path / "b.parquet", tmp_path / "a.parquet", capsys=capsys)
+    assert "50 units have score beyond 1e+100" in message
+
+
+@pytest.mark.filterwarnings("error")
+def test_denominators_of_zero_are_undetermined_without_a_warning(tmp_path, capsys):
+    rows = pl.DataFrame({"id": range(50), "clicks": range(50), "shown": [0] * 50})
+    rows.write_parquet(tmp_path / "t.parquet")
+    words = [tmp_path / "t.parquet", tmp_path / "t.parquet", "--metric", "clicks/shown", "--search", 0]
+    assert audited(*words, capsys=capsys)["overall"][0]["verdict"] == "undetermined"
+
+
+def test_every_answer_of_the_questions_has_a_meaning():
+    from regear.auditing.questions import questions
+
+    assert all(meaning for question in questions() for meaning in question["answers"].values())
+
+
+def test_scores_of_lists_are_no_dimensions(lists, capsys):
+    words = [lists / "b.jsonl", lists / "a.jsonl", "--relevance", lists / "wanted.jsonl", "--top", 5]
+    words += ["--catalogue", lists / "goods.jsonl", "--attributes", lists / "people.jsonl"]
+    for name in ("hit@5", "agge"):
+        assert "found age, provider" in refused(*words, "--by", name, capsys=capsys)
+
+
+def test_scores_of_models_are_no_dimensions(tiny, tmp_path, capsys, cache):
+    (tmp_path / "t.txt").write_text(make_text())
+    message = refused(tiny("llama"), tiny("llama"), "--text", tmp_path / "t.txt", "--by", "bits:lower", capsys=capsys)
+    assert "no attribute 'bits:lower'" in message
+    assert "kl_bits" not in message
+
+
+def test_the_card_counts_what_it_withholds_and_names_its_level(tables):
+    from regear.auditing.audit import audit
+    from regear.auditing.card import write_card
+
+    (tables / "README.md").write_text("# A model\n")
+    result = audit(*pair(tables), metric=["score"], by=["region"], search=0, level=0.9)
+    write_card(result, tables, k=2000)
+    text = (tables / "README.md").read_text()
+    assert "0 harm, 0 undetermined, 0 no_harm, 3 withheld" in text
+    assert "90% from" in text

@@ -65,3 +65,22 @@ def test_a_wrong_recipe_is_one_line_before_any_work(folder, capsys, steps, messa
     found = capsys.readouterr().err
     assert message in found
     assert found.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("audit", "message"),
+    [
+        ({"gates": "nope.yaml"}, "no gates file nope.yaml"),
+        ({"report": "text.txt"}, "cannot write the report text.txt"),
+        ({"ledger": "text.txt/l.jsonl"}, "cannot write the ledger text.txt/l.jsonl"),
+    ],
+)
+def test_what_an_audit_needs_is_checked_before_the_first_step(folder, tiny, capsys, audit, message):
+    assert run(["run", recipe(folder, convert(tiny("llama")), {"audit": audit})]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "mla").exists()
+
+
+def test_an_unknown_step_is_told_which_there_are(folder, capsys):
+    assert run(["run", recipe(folder, {"foo": {}})]) == 2
+    assert "found step 'foo'; wanted one of convert, heal, eval, audit" in capsys.readouterr().err

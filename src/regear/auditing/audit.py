@@ -9,6 +9,7 @@ from regear.auditing import compare as comparing
 from regear.auditing import gates as gating
 from regear.auditing.card import check_card, write_card
 from regear.auditing.inputs import Inputs, few, kind_of, of_lists, of_models, of_tables
+from regear.auditing.places import check_places
 from regear.auditing.reversals import reversals
 from regear.auditing.slices import discover
 from regear.auditing.tables import joined
@@ -16,10 +17,12 @@ from regear.auditing.units import Units, coded
 from regear.auditing.unmeasured import not_measured
 from regear.core.errors import RecipeError
 from regear.core.machine import versions
+from regear.core.recipe import closest
 from regear.core.run import Progress, silent
 
 MODELS = ("text", "tasks", "windows", "items", "generate", "before_dtype", "after_dtype", "before_kv", "after_kv")
 OF_LISTS = ("relevance", "catalogue", "interactions", "provider")
+USUAL = {"top": 10, "exposure_margin": 0.2}  # what has a default that is something
 
 
 def audit(
@@ -102,10 +105,12 @@ def audit(
     given = dict(locals())
     kind = kind_of(before, after)
     _refuse_foreign(kind, given)
+    check_places(ledger=ledger, report=report)
     required = gating.load(gates) if gates is not None else None
     draws: dict[str, Any] = {"level": level, "resamples": resamples, "seed": seed}
     inputs = _inputs(kind, given, draws)
     asked = by or few(inputs)
+    _refuse_unknown(by, inputs)
     crossings = comparing.crossings([name for name in asked if _of_units(name, inputs)], depth)
     names = list(dict.fromkeys([*(name for crossing in crossings for name in crossing), *inputs.dimensions]))
     if required is not None:
@@ -154,10 +159,10 @@ def audit(
 
 def _refuse_foreign(kind: str, given: Mapping[str, Any]) -> None:
     """An option that means nothing for this kind is a mistake, not a no-op."""
-    groups = {"lists": OF_LISTS, "models": MODELS, "tables": ("weight",)}
+    groups = {"lists": (*OF_LISTS, *USUAL), "models": MODELS, "tables": ("weight",)}
     for owner, names in groups.items():
         for name in names:
-            if owner != kind and given[name]:
+            if owner != kind and given[name] and given[name] != USUAL.get(name):
                 raise RecipeError(f"found {name} with {kind}; it belongs to an audit of {owner}")
     if given["attributes"] and kind == "models":
         raise RecipeError("found attributes with models; give them as further keys of the rows of the text")
@@ -165,6 +170,15 @@ def _refuse_foreign(kind: str, given: Mapping[str, Any]) -> None:
         if kind != "models":
             raise RecipeError(f"found card with {kind}; only a model has a card")
         check_card(Path(given["after"]))
+
+
+def _refuse_unknown(by: Sequence[str], inputs: Inputs) -> None:
+    """Of lists and models the tables of units hold scores, which are no attributes."""
+    goods = (inputs.exposure or {}).get("dimensions", {})
+    known = list(dict.fromkeys([*inputs.dimensions, *inputs.sensitive, *goods]))
+    for name in dict.fromkeys(part for crossing in by for part in crossing.split("*")):
+        if inputs.kind != "tables" and name not in known:
+            raise RecipeError(f"no attribute {name!r}{closest(name, known)}; found {', '.join(known) or 'none'}")
 
 
 def _inputs(kind: str, given: Mapping[str, Any], draws: Mapping[str, Any]) -> Inputs:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from regear.auditing.cells import WITHHELD
 from regear.auditing.suppress import export
 from regear.auditing.unmeasured import label
 from regear.core.errors import CheckpointError
@@ -13,7 +14,7 @@ from regear.core.report import Section
 
 BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
 SHOWN = 10  # slices
-ORDER = ("harm", "undetermined", "no_harm")
+ORDER = ("harm", "undetermined", "no_harm", WITHHELD)
 
 
 def check_card(model: Path) -> None:
@@ -44,7 +45,7 @@ def _section(shown: Mapping[str, Any]) -> str:
     rows.sort(key=lambda row: (bool(row["slice"]), ORDER.index(row["verdict"]) if row["verdict"] in ORDER else 9))
     table = Section(
         "",
-        ["slice", "metric", "units", "before", "after", "effect", "95 % from", "to", "verdict"],
+        ["slice", "metric", "units", "before", "after", "effect", f"{shown['level']:.0%} from", "to", "verdict"],
         [
             [
                 label(r["slice"]),

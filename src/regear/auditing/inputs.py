@@ -84,7 +84,9 @@ def of_tables(
     apart = scan(attributes) if attributes is not None else None
     asked = [name for crossing in by for name in crossing.split("*")]
     metrics = resolve_metrics(metric, one, (*FIXED, *asked, *([weight] if weight else [])))
-    taken = {*FIXED, weight, *(column for m in metrics for column in m.columns)}
+    scored = {column for m in metrics for column in m.columns}
+    _refuse_scores(asked, scored)
+    taken = {*FIXED, weight, *scored}
     named = [name for name in columns_of(one) if name not in taken]
     named += [name for name in (columns_of(apart) if apart is not None else []) if name not in (*FIXED, *named)]
     kept, left = _sliceable(one, apart, named)
@@ -98,6 +100,16 @@ def of_tables(
         digests=_digests({"before": before, "after": after, "attributes": attributes}),
         not_measured=left,
     )
+
+
+def _refuse_scores(asked: Sequence[str], scored: set[str]) -> None:
+    """A slice made from the score itself would look better after any change where it was bad before."""
+    for name in asked:
+        if name in scored:
+            raise RecipeError(
+                f"found the metric {name!r} as a dimension; units that did badly before look better after any change: "
+                "slice by an attribute"
+            )
 
 
 def _sliceable(frame: pl.LazyFrame, apart: pl.LazyFrame | None, names: Sequence[str]) -> tuple[list[str], list[str]]:

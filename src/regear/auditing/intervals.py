@@ -130,7 +130,7 @@ def _errors(sums_GSC: Array, signs: Sequence[int]) -> tuple[Array, Array, Array]
         counts.append(present)
         squares = np.stack([(residuals[..., i] * residuals[..., j]).sum(0) for i, j in pairs(sums.shape[-1])], axis=-1)
         found.append(standard_errors(totals, squares, slope, present))
-        scale.append(np.abs(np.nan_to_num(slope) * np.abs(sums).sum(0)).sum(-1))
+        scale.append(np.abs(np.nan_to_num(slope, posinf=0.0, neginf=0.0) * np.abs(sums).sum(0)).sum(-1))
     return np.concatenate(found), ROUNDING * np.concatenate(scale), np.concatenate(counts)
 
 

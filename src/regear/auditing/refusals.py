@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from regear.auditing.tables import Metric
 
 SHOWN = 5  # ids an error names
+LARGEST = 1e100  # beyond it sums of squares leave what a float can hold
 OURS = re.compile(r"(b|a|bw|aw)\d+|_w")  # columns of the joined table
 
 
@@ -62,6 +63,10 @@ def refuse_values(both: pl.LazyFrame, metrics: Sequence["Metric"], weight: str |
         empty = [x.is_null() for x in sides]
         problems += [
             (_broken(sides), f"units have NaN or infinity as {name}; correct them, or leave them empty in both tables"),
+            (
+                pl.any_horizontal(x.abs() > LARGEST for x in sides),
+                f"units have {name} beyond {LARGEST:g}, too large for sums of squares; give it in a larger unit",
+            ),
             (
                 pl.any_horizontal(empty) & ~pl.all_horizontal(empty),
                 f"units have {name} on one side only; leave it empty in both tables, or give both",

@@ -155,6 +155,8 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(f"gate: {result['gate']}")
     if "report" in result:
         lines.append(f"report: {result['report']}")
+    if "ledger" in result:
+        lines.append(f"ledger: {result['ledger']['path']}, head {result['ledger']['head']}")
     return "\n".join(lines)
 
 

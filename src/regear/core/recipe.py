@@ -51,7 +51,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"no recipe file {path} ({error.strerror}); give an existing YAML file to -C") from None
+        raise RecipeError(f"no recipe file {path} ({error.strerror}); give an existing YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if value is None:

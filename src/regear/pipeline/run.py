@@ -15,10 +15,12 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from regear.auditing import gates as gating
 from regear.auditing.audit import audit
+from regear.auditing.places import check_places
 from regear.conversion.convert import convert
 from regear.core.errors import RecipeError
-from regear.core.recipe import Recipe, apply_changes, read_yaml, validate
+from regear.core.recipe import Recipe, apply_changes, closest, read_yaml, validate
 from regear.core.run import Progress, silent
 from regear.healing.heal import heal
 from regear.measure.evaluate import evaluate
@@ -86,6 +88,15 @@ class Step(Recipe):
     eval: EvalStep | None = None
     audit: AuditStep | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        for name in value if isinstance(value, dict) else ():
+            if name not in cls.model_fields:
+                known = ", ".join(cls.model_fields)
+                raise ValueError(f"found step {name!r}{closest(str(name), cls.model_fields)}; wanted one of {known}")
+        return value
+
     @model_validator(mode="after")
     def _one(self) -> "Step":
         named = [name for name in type(self).model_fields if getattr(self, name) is not None]
@@ -137,6 +148,7 @@ def run(
     values = read_yaml(Path(recipe))
     apply_changes(values, changes)
     chain = validate(ChainRecipe, values)
+    _check_audits(chain)
     here = _Chain(chain.seed, device, progress)
     done: list[dict[str, Any]] = []
     gate = "none"
@@ -148,6 +160,15 @@ def run(
         if step.verb == "audit" and (gate := result["gate"]) in ("fail", "undetermined"):
             break
     return {"steps": done, "gate": gate}
+
+
+def _check_audits(chain: ChainRecipe) -> None:
+    """What an audit reads and writes besides models, so that hours of conversion do not end in a mistyped path."""
+    for step in chain.steps:
+        if step.audit is not None:
+            check_places(ledger=step.audit.ledger, report=step.audit.report)
+            if step.audit.gates is not None:
+                gating.load(step.audit.gates)
 
 
 class _Chain:
