@@ -235,9 +235,10 @@ def test_values_too_large_to_square_are_refused_by_id(tmp_path, capsys):
 
 @pytest.mark.filterwarnings("error")
 def test_denominators_of_zero_are_undetermined_without_a_warning(tmp_path, capsys):
-    rows = pl.DataFrame({"id": range(50), "clicks": range(50), "shown": [0] * 50})
-    rows.write_parquet(tmp_path / "t.parquet")
-    words = [tmp_path / "t.parquet", tmp_path / "t.parquet", "--metric", "clicks/shown", "--search", 0]
+    for name, more in (("b", 0), ("a", 1)):
+        rows = pl.DataFrame({"id": range(50), "clicks": range(more, 50 + more), "shown": [0] * 50})
+        rows.write_parquet(tmp_path / f"{name}.parquet")
+    words = [tmp_path / "b.parquet", tmp_path / "a.parquet", "--metric", "clicks/shown", "--search", 0]
     assert audited(*words, capsys=capsys)["overall"][0]["verdict"] == "undetermined"
 
 
