@@ -91,10 +91,3 @@ def test_it_forgets_texts():
     payoff.propose([Text(3, np.zeros(1, np.int32), 1, Request([1]))], np.array([4]))
     payoff.finish(3, np.zeros(1, np.int32), 1, None)
     assert not payoff.texts
-
-
-@pytest.mark.parametrize("texts", [1, 4])
-def test_steep_steps_are_not_paid_for_before_they_are_timed(texts):
-    found, widths = seconds_a_token(lambda _: 0.02, 64, texts, lambda width: 1 + 0.25 * width)
-    assert max(widths[:10]) <= 2
-    assert found < 1 / 0.95

@@ -98,8 +98,6 @@ class Payoff:
             self.trial -= 1
             return min(NARROW, int(most_N.max(initial=0)))
         best = self._best(crowd, rates_N, most_N, drafting)
-        if best > NARROW and not any(len(self.times[crowd, w]) >= ENOUGH for w in range(1, best + 1)):
-            best = NARROW  # what a wide step costs is a guess too, until narrower ones were timed
         if best:
             self.pause = PAUSE
         elif most_N.max(initial=0) > 0:
