@@ -30,9 +30,15 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(help="With an address: the name the model is served by.")
         ] = None,
         draft: Annotated[
-            str, typer.Option(help="Who guesses tokens ahead: none, ngram, model:DIR or ngram+model:DIR.")
+            str, typer.Option(help="Who guesses tokens ahead: none, ngram, suffix, model:DIR, or several with +.")
         ] = "none",
         draft_tokens: Annotated[int, typer.Option(help="Guesses at most for one pass of the model.")] = 4,
+        history: Annotated[
+            list[Path] | None, typer.Option(help="For suffix: JSONL of past answers, or a saved index.")
+        ] = None,
+        save_history: Annotated[
+            Path | None, typer.Option(help="For suffix: where to save past answers and these.")
+        ] = None,
         dtype: Dtype = None,
         device: Device = "auto",
         seed: Seed = 0,
@@ -55,6 +61,8 @@ def register(app: typer.Typer) -> None:
             "device": device,
             "draft": draft,
             "draft_tokens": draft_tokens,
+            "history": history or [],
+            "save_history": save_history,
         }
         if prompts is not None and output is not None:
             if is_url(model) or served_model is not None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from regear.core.errors import DataError, RecipeError, writing
 from regear.core.files import digest, publish
 from regear.core.run import Progress, silent
 from regear.engine.drafters.base import Target
+from regear.engine.drafters.history import keep
 from regear.engine.drafters.table import check_draft, open_drafter
 from regear.engine.local import DRAFT, LocalEngine
 from regear.engine.stream import in_order
@@ -39,6 +40,8 @@ def generate_rows(
     device: str = "auto",
     draft: str = "none",
     draft_tokens: int = DRAFT,
+    history: Sequence[str | Path] = (),
+    save_history: str | Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Answer every prompt of a file, and write JSONL rows that `regear heal --text` reads.
@@ -53,7 +56,7 @@ def generate_rows(
             file, or the word `builtin`, whose windows' beginnings are continued.
         dtype: as in `generate`.
         temperature: 0 is greedy. The seed of a row is fixed by `seed` and its number.
-        draft: who guesses tokens ahead, as in `generate`; `draft_tokens` of them at most for one pass.
+        draft, draft_tokens, history, save_history: who guesses tokens ahead, as in `generate`.
 
     Returns `output, rows, empty, tokens`.
 
@@ -66,7 +69,7 @@ def generate_rows(
         raise RecipeError("wanted max_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
     if out.exists():
         raise RecipeError(f"{out} is already there; choose another output, or remove it")
-    check_draft(draft, draft_tokens)
+    check_draft(draft, draft_tokens, history, save_history)
     check_dtype(dtype, device)
     path = resolve(model)
     tokenizer = load_tokenizer(path)
@@ -76,7 +79,8 @@ def generate_rows(
     done = _finished(partial)
     if done < len(asked):
         network = load_as(path, device, dtype)
-        engine = LocalEngine(network, drafter=open_drafter(draft, Target(network, tokenizer)), draft=draft_tokens)
+        drafter = open_drafter(draft, Target(network, tokenizer, tuple(map(Path, history))))
+        engine = LocalEngine(network, drafter=drafter, draft=draft_tokens)
         requests = (
             Request(
                 _encode(tokenizer, asked[number]), max_tokens, temperature, top_p, seed * 1_000_003 + number,
@@ -92,6 +96,8 @@ def generate_rows(
                 file.write(json.dumps(row if text.strip() else None, ensure_ascii=False) + "\n")
                 file.flush()
                 progress("prompts", number + 1, len(asked))
+        if save_history is not None:
+            keep(drafter, Path(save_history))
     return _publish(partial, out)
 
 

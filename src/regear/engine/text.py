@@ -1,12 +1,14 @@
 """One prompt in, its text out: what `regear generate` does around an engine."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from regear.core.errors import RecipeError
 from regear.engine.chat import ask
 from regear.engine.drafters.base import Target
+from regear.engine.drafters.history import keep
 from regear.engine.drafters.table import check_draft, open_drafter
 from regear.engine.http import is_url
 from regear.engine.local import DRAFT, LocalEngine
@@ -46,6 +48,8 @@ def generate(
     served_model: str | None = None,
     draft: str = "none",
     draft_tokens: int = DRAFT,
+    history: Sequence[str | Path] = (),
+    save_history: str | Path | None = None,
 ) -> dict[str, Any]:
     """Complete one prompt.
 
@@ -58,7 +62,10 @@ def generate(
         top_p: nucleus sampling.
         seed: of the sampling.
         served_model: with an address, the name the model is served by.
-        draft: who guesses tokens ahead, `none`, `ngram`, `model:DIR` or `ngram+model:DIR`; the text stays the same.
+        draft: who guesses tokens ahead, `none`, `ngram`, `suffix`, `model:DIR` or some with + between; the text stays
+            the same.
+        history: past answers for `suffix`: JSONL files, or what an earlier run saved; `save_history`: where to save
+            them with this one.
         draft_tokens: guesses at most for one pass of the model.
         dtype: `float32`, `bfloat16`, `float16`, or `int8` (weights, on a CPU); by default as `load_model` does.
 
@@ -68,7 +75,7 @@ def generate(
         RecipeError: a parameter out of range, an empty prompt, an unknown drafter, or a dtype not for this device.
         IncompatibleModel: a drafter of another vocabulary.
     """
-    check_draft(draft, draft_tokens)
+    check_draft(draft, draft_tokens, history, save_history)
     if max_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise RecipeError(
             f"found max_tokens={max_tokens}, temperature={temperature}, top_p={top_p}; "
@@ -89,10 +96,13 @@ def generate(
     if not ids:
         raise RecipeError("the prompt is empty; give some text")
     request = Request(ids, max_tokens, temperature, top_p, seed, stop_tokens(network))
-    engine = LocalEngine(network, drafter=open_drafter(draft, Target(network, tokenizer)), draft=draft_tokens)
+    drafter = open_drafter(draft, Target(network, tokenizer, tuple(map(Path, history))))
+    engine = LocalEngine(network, drafter=drafter, draft=draft_tokens)
     start = time.perf_counter()
     (completion,) = engine.generate([request])
     seconds = time.perf_counter() - start
+    if save_history is not None:
+        keep(drafter, Path(save_history))
     new = completion.token_ids
     return {
         "model": str(model),

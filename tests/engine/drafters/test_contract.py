@@ -8,6 +8,7 @@ from regear.engine.drafters.base import Outcome, Target, Text
 from regear.engine.drafters.combine import Cascade
 from regear.engine.drafters.model import ModelDrafter
 from regear.engine.drafters.ngram import NgramDrafter
+from regear.engine.drafters.suffix import SuffixDrafter
 from regear.engine.drafters.table import DRAFTERS, check_draft, open_drafter, parse
 from regear.engine.local import Limits, LocalEngine
 from regear.engine.types import Request
@@ -18,6 +19,8 @@ MAKERS = {
     "none": lambda small: None,
     "ngram": lambda small: NgramDrafter(),
     "model": lambda small: ModelDrafter(small, 260),
+    "suffix": lambda small: SuffixDrafter(),
+    "suffix+model": lambda small: Cascade([SuffixDrafter(), ModelDrafter(small, 260)]),
     "ngram+model": lambda small: Cascade([NgramDrafter(), ModelDrafter(small, 260)]),
 }
 
@@ -30,7 +33,9 @@ def held(drafter):
     """Texts that a drafter still knows."""
     if isinstance(drafter, Cascade):
         return sum(held(part) for part in drafter.drafters) + len(drafter.source)
-    return len(drafter.seats.numbers) if isinstance(drafter, ModelDrafter) else len(drafter.places)
+    if isinstance(drafter, ModelDrafter):
+        return len(drafter.seats.numbers)
+    return len(drafter.read if isinstance(drafter, SuffixDrafter) else drafter.places)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -7,6 +7,7 @@ slower, and change nothing.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,10 +46,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Target:
-    """The model that a drafter guesses for, and its tokenizer where that is known."""
+    """The model that a drafter guesses for, its tokenizer where that is known, and files of past texts."""
 
     model: Any
     tokenizer: Any = None
+    history: tuple[Path, ...] = ()
+
+
+class Weighed(Protocol):
+    """A drafter that knows how likely its guesses are to stand."""
+
+    def propose_weighed(self, texts: Sequence[Text], most: Array, least: Array) -> tuple[list[Tokens], list[Array]]:
+        """Guesses, and for each of their tokens the chance that it stands with all before it; none below `least[i]`."""
+        ...
 
 
 class Drafter(Protocol):

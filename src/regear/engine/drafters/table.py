@@ -1,8 +1,10 @@
-"""The drafters that `--draft` knows, and how its words are read: `none`, `ngram`, `model:DIR`, `ngram+model:DIR`."""
+"""The drafters that `--draft` knows, and how its words are read: `none`, `ngram`, `suffix`, `suffix+model:DIR`."""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
-from regear.core.errors import RecipeError
+from regear.core.errors import DataError, RecipeError
 from regear.core.registry import Row, Table
 from regear.engine.drafters.base import Drafter, Target
 
@@ -15,6 +17,7 @@ DRAFTERS = Table(
         Row(
             "ngram", None, "regear.engine.drafters.ngram:open_ngram", "as the text went on after the same words before"
         ),
+        Row("suffix", None, "regear.engine.drafters.history:open_suffix", "as past answers and its siblings went on"),
         Row(
             "model", None, "regear.engine.drafters.model:open_model", "a small model of the same vocabulary: model:DIR"
         ),
@@ -37,13 +40,21 @@ def parse(words: str) -> list[tuple[Row, str]]:
     return [] if taken == [NONE] else found
 
 
-def check_draft(words: str, tokens: int) -> None:
+def check_draft(
+    words: str, tokens: int, history: Sequence[str | Path] = (), save_history: str | Path | None = None
+) -> None:
     """Refuse what cannot be meant, before any weight is read.
 
     Raises:
-        RecipeError: words that are not understood, or no tokens to guess.
+        RecipeError: words that are not understood, no tokens to guess, or past texts for a drafter that reads none.
+        DataError: a file of past texts is missing.
     """
-    parse(words)
+    rows = parse(words)
+    if (history or save_history is not None) and "suffix" not in [row.name for row, _ in rows]:
+        raise RecipeError(f"--draft {words} reads and keeps no history; wanted --draft suffix")
+    for path in map(Path, history):
+        if not path.is_file():
+            raise DataError(f"no file {path}; --history wants JSONL of past answers, or what --save-history wrote")
     if tokens < 1:
         raise RecipeError(f"draft tokens: found {tokens}; wanted >= 1, or --draft none")
 

@@ -1,0 +1,50 @@
+"""Which group a text belongs to: the one it names, else that of its prompt, else that of a prompt it goes on from."""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from regear.engine.drafters.base import Tokens
+from regear.ops.noise import mix
+
+PROMPTS = 1 << 16  # remembered
+
+
+class Routes:
+    """Groups by prompt. A conversation's next turn begins with its last prompt, and belongs to the same group if that
+    is at least half of it; the prompts longest unused are forgotten.
+
+    Args:
+        state: what `state` gave.
+    """
+
+    def __init__(self, state: Sequence[Sequence[Any]] = ()) -> None:
+        self.groups: OrderedDict[str, str] = OrderedDict((str(prompt), str(group)) for prompt, group in state)
+
+    def group(self, named: Hashable, prompt: Tokens) -> bytes:
+        """The key of a text's group."""
+        if named is not None:
+            return f"{type(named).__name__}:{named}".encode()
+        names = _beginnings(prompt)
+        known = next((name for name in reversed(names[max(0, len(prompt) // 2 - 1) :]) if name in self.groups), None)
+        group = names[-1] if known is None else self.groups[known]
+        for name in (known, names[-1]):
+            if name is not None:
+                self.groups[name] = group
+                self.groups.move_to_end(name)
+        while len(self.groups) > PROMPTS:
+            self.groups.popitem(last=False)
+        return f"prompt:{group}".encode()
+
+    def state(self) -> list[list[str]]:
+        """Plain values, to be saved."""
+        return [[prompt, group] for prompt, group in self.groups.items()]
+
+
+def _beginnings(prompt: Tokens) -> list[str]:
+    """A name for each beginning of a prompt, the whole last."""
+    places = np.arange(len(prompt), dtype=np.uint64) << np.uint64(32)
+    sums = np.cumsum(mix(mix(places + prompt.astype(np.uint64) + np.uint64(1))), dtype=np.uint64)
+    return [f"{length}-{value:016x}" for length, value in enumerate(sums.tolist(), 1)]

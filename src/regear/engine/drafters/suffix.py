@@ -1,0 +1,137 @@
+"""Guess that a text goes on as past texts and its siblings did after the same tokens.
+
+Source: DAS (arXiv 2511.13841) §4, whose index is a suffix tree of recent rollouts by problem; here it is a suffix
+automaton a problem and epoch (`native/`). At a temperature the guess is drawn from its counts with the engine's own
+noise, so that it agrees with the engine's draw more often than the likeliest token would (see `ops.noise`).
+"""
+
+import json
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regear.core.errors import DataError
+from regear.core.files import write_bytes
+from regear.engine.drafters.base import Array, Outcome, Text, Tokens
+from regear.engine.drafters.routes import Routes
+from regear.engine.sampler import COLD
+
+CAP = 1 << 30  # bytes
+MAGIC = b"regear suffix index 1\n"
+
+
+def native() -> Any:
+    """The compiled part.
+
+    Raises:
+        DataError: this installation has none.
+    """
+    try:
+        from regear import _suffix
+    except ImportError as error:
+        raise DataError(
+            f"the suffix index is not built here ({error}); install regear with a C++ compiler present, or its wheel"
+        ) from None
+    return _suffix
+
+
+class SuffixDrafter:
+    """Chains of tokens with the chance that each stands.
+
+    Args:
+        index: what past texts left; None is an empty one.
+        routes: which group texts of no named group belong to.
+        shared: of a new index: whether every text also reads what other groups wrote.
+        cap_bytes: of a new index.
+    """
+
+    def __init__(
+        self, index: Any = None, routes: Routes | None = None, *, shared: bool = True, cap_bytes: int = CAP
+    ) -> None:
+        self.index = native().Index(shared=shared, cap_bytes=cap_bytes) if index is None else index
+        self.routes = routes or Routes()
+        self.read: dict[int, int] = {}  # tokens of each text that the index has
+
+    def propose(self, texts: Sequence[Text], most: Array) -> list[Tokens]:
+        """The longest guesses."""
+        return self.propose_weighed(texts, most, np.zeros(len(texts)))[0]
+
+    def propose_weighed(self, texts: Sequence[Text], most: Array, least: Array) -> tuple[list[Tokens], list[Array]]:
+        """Guesses, and the chance that each of their tokens stands with all before it; none is below `least[i]`."""
+        self._catch_up(texts)
+        numbers = np.array([text.number for text in texts], np.int64)
+        offsets, tokens, chances = self.index.propose(numbers, most.astype(np.int64), least.astype(np.float64))
+        ends = offsets[1:-1]
+        return np.split(tokens, ends), np.split(chances, ends)
+
+    def _catch_up(self, texts: Sequence[Text]) -> None:
+        """Give the index what texts have become."""
+        new: list[Tokens] = []
+        for text in texts:
+            if text.number not in self.read:
+                self._start(text)
+            new.append(text.tokens[self.read[text.number] :])
+            self.read[text.number] = len(text.tokens)
+        offsets = np.cumsum([0, *map(len, new)], dtype=np.int64)
+        numbers = np.array([text.number for text in texts], np.int64)
+        self.index.extend_many(numbers, offsets, np.concatenate(new) if new else np.empty(0, np.int32))
+
+    def _start(self, text: Text) -> None:
+        request, prompt = text.request, np.ascontiguousarray(text.tokens[: text.prompt])
+        seed = request.seed & 0xFFFFFFFFFFFFFFFF if request.temperature > COLD else None
+        self.index.start(text.number, self.routes.group(request.group, prompt), prompt, seed)
+        self.read[text.number] = text.prompt
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
+        """Learn how much the counts can be trusted."""
+        numbers, guessed, kept = (
+            np.array([getattr(outcome, name) for outcome in outcomes], np.int64)
+            for name in ("number", "guessed", "kept")
+        )
+        self.index.observe(numbers, guessed, kept)
+
+    def finish(self, number: int, tokens: Tokens, prompt: int, group: Hashable) -> None:
+        """The text is past; what it wrote stays."""
+        read = self.read.pop(number, None)
+        if read is None:
+            return
+        self.index.extend(number, np.ascontiguousarray(tokens[read:]))
+        self.index.finish(number)
+
+    def learn(self, prompt: Tokens, tokens: Tokens, group: Hashable = None) -> None:
+        """A past text."""
+        self.index.start(-1, self.routes.group(group, prompt), prompt)
+        self.index.extend(-1, tokens)
+        self.index.finish(-1)
+
+    def advance(self) -> None:
+        """A new epoch: its texts weigh more than those before, and the oldest epoch's leave."""
+        self.index.advance()
+
+    def save(self, path: Path) -> None:
+        """Everything but the texts in flight, in one file.
+
+        Raises:
+            RegearError: the file cannot be written.
+        """
+        head = json.dumps({"routes": self.routes.state()}).encode() + b"\n"
+        write_bytes(path, MAGIC + head + self.index.save())
+
+    @classmethod
+    def load(cls, path: Path) -> "SuffixDrafter":
+        """A drafter as it was saved.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        try:
+            magic, head, body = path.read_bytes().split(b"\n", 2)
+            if magic + b"\n" != MAGIC:
+                raise ValueError("it begins otherwise")
+            return cls(native().Index.load(body), Routes(json.loads(head)["routes"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is no suffix index that can be read: {error}; give one that --save-history wrote, or JSONL"
+            ) from None
