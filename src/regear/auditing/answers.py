@@ -1,176 +1,181 @@
 """Who is hurt, by how much, how sure, what was not measured, what to do: the answers in plain words."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from regear.auditing import makers
-from regear.auditing.cells import WITHHELD
-from regear.auditing.makers import VISIBILITY
-from regear.auditing.unmeasured import label
-from regear.auditing.verdict import LEAST
-from regear.auditing.words import Teller
+from regear.auditing.advice import advice, possible
+from regear.auditing.glossary import glossary
+from regear.auditing.groups import dimension_table, group_tables
+from regear.auditing.outcomes import (
+    FEW,
+    Result,
+    Row,
+    counted,
+    exposed,
+    hurt,
+    name_of,
+    named,
+    plain,
+    pooled,
+    searched,
+)
+from regear.auditing.words import Teller, figure
+from regear.core.report import Section
 
-Result = Mapping[str, Any]
-Row = Mapping[str, Any]
-
-MOST = 20  # sentences of one kind before the rest is only counted
 GATE = {
     "pass": "The gate passes.",
     "fail": "The gate fails: a requirement is not met.",
     "undetermined": "The gate does not pass: a requirement could not be decided.",
-    "none": "No gate was set.",
+    "none": "No gate was set: nobody laid down in advance what the change must not do.",
 }
-FEW = 5  # names in a sentence
-MOST_UNITS = 1_000_000  # above which collecting more is no advice
-SEARCHED = "found by search, and checked on units that the search had not seen"
+COMPARED = {"lists": "the lists of a recommender", "models": "two models", "tables": "two tables of results"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A question, its answer in sentences, and tables that belong to it."""
+
+    title: str
+    lines: Sequence[str]
+    tables: Sequence[Section] = field(default_factory=tuple)
 
 
 def lead(result: Result) -> str:
     """What was compared, and whether it passed."""
     count = f"{result['units']:,}" if result.get("units") is not None else "a few"
-    noun = Teller(result).noun
+    what = COMPARED.get(result.get("kind", ""), COMPARED["tables"])
     names = f"{plain(result['before'])} (before) with {plain(result['after'])} (after)"
-    return f"This audit compares {names} on the same {count} {noun}. {GATE[result['gate']]}"
+    same = f"on the same {count} {Teller(result).noun}"
+    return f"This audit compares {what} before and after a change: {names}, {same}. {GATE[result['gate']]}"
 
 
-def answers(result: Result) -> list[tuple[str, list[str]]]:
+def answers(result: Result) -> list[Part]:
     """Questions and their answers in plain words, from a result that went through `export`."""
-    teller, hurt, gains = Teller(result), _hurt(result), _gain(result)
-    people = [row for row in hurt if row["metric"] != VISIBILITY]
-    unsure = [row for row in result["verdicts"] if row["verdict"] == "undetermined"]
-    withheld = [row for row in result["verdicts"] if row["verdict"] == WITHHELD]
-    sure = [*_certain(teller, result), *_cut([teller.sentence(row) for row in [*unsure, *withheld]])]
-    amounts = [teller.sentence(row) for row in result["overall"]]
-    amounts += [f"{teller.sentence(row)[:-1]}{_searched(row)}." for row in people if row["slice"]]
+    teller = Teller(result)
+    gains = _gains(result, teller)
+    lost = makers.tables(result, makers.lost)
     found = [
-        ("Who is hurt?", [*_who(result, people, unsure, withheld), *makers.losers(result)]),
-        ("By how much?", [*_cut(amounts), *_nothing(result), *makers.amounts(result, teller)]),
+        Part("Who is hurt?", _who(result, teller)),
+        Part("By how much?", _amounts(result, teller), [*group_tables(result, teller), *lost]),
     ]
-    if gains or makers.winners(result):
-        found.append(("Who gains?", [*_cut([teller.sentence(row) for row in gains]), *makers.winners(result)]))
-    found += [("How sure are we?", sure), ("What was not measured?", list(result["not_measured"]))]
-    return [*found, ("What to do?", advice(result))]
+    if gains:
+        found.append(Part("Who gains?", gains, makers.tables(result, makers.gained)))
+    return [
+        *found,
+        Part("How sure are we?", _certain(result, teller), dimension_table(result)),
+        Part("What was not measured?", list(result["not_measured"])),
+        Part("What to do?", advice(result)),
+        Part("What the words mean", glossary(result)),
+    ]
 
 
-def _who(result: Result, hurt: list[Row], unsure: list[Row], withheld: list[Row]) -> list[str]:
-    """Those surely hurt; else that none is, and of how many that cannot be said; then those who may be."""
-    found = _cut([f"{name_of(row)}: worse on {row['metric']}{_searched(row)}." for row in hurt])
-    if not found:
-        of = f"group of {Teller(result).noun}" if result.get("exposure") else "group"
-        found = [f"We found no {of} that is surely hurt by more than what counts as none."]
-    if not hurt and (unsure or withheld):
-        found.append(f"About {len(unsure) + len(withheld)} comparisons we cannot tell or show nothing; see below.")
-    maybe = [row for row in unsure if row["effect"] is not None and row["effect"] < -row["margin"] and row["ci"]]
-    maybe = [row for row in maybe if row.get("clusters", row["n"]) >= LEAST]
-    if maybe:
-        names = [f"{name_of(row)} ({row['metric']})" for row in sorted(maybe, key=relative)]
-        more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-        found.append(f"Possibly hurt, not proven: {', '.join(names[:FEW])}{more}.")
-    return found
+def _who(result: Result, teller: Teller) -> list[str]:
+    """Whether anyone is surely hurt, and who first; then each of them, those who may be, and how many are unknown."""
+    people = hurt(result)
+    found = [_headline(result, teller, people)]
+    found += _first([f"{name_of(row)}: worse on {teller.short(row['metric'])}{searched(row)}." for row in people])
+    if exposed(result) and result["verdicts"] and not any(row["slice"] for row in people):
+        found.append(f"No group of {teller.noun} is surely hurt by more than the limit.")
+    return [*found, *makers.losers(result), *possible(result, teller), *_numbers(result, teller)]
+
+
+def _headline(result: Result, teller: Teller, people: list[Row]) -> str:
+    lost = makers.ranked(result, makers.lost)
+    rest = [row for table in exposed(result).values() for row in table["rows"] if pooled(row) and makers.lost(row)]
+    if not (people or lost or rest):
+        of = f" of {teller.noun} or of items" if exposed(result) else ""
+        return f"We found no group{of} that is surely hurt by more than the limit (the loss that counts as none)."
+    worst = [*people, *lost, *rest][0]
+    sizes = {
+        f"all {teller.noun} taken together": sum(not row["slice"] for row in people[:1]),
+        f"groups of {teller.noun}": len({name_of(row) for row in people if row["slice"]}),
+        "groups of items or makers": len(lost),
+    }
+    counts = [what if what.startswith("all") else f"{n:,} {what}" for what, n in sizes.items() if n]
+    told = f" Surely hurt in all: {' and '.join(counts)}." if counts else ""
+    return f"Yes. Hurt most: {_worst(worst, teller)}.{told}"
+
+
+def _worst(row: Row, teller: Teller) -> str:
+    name = name_of(row) if row["slice"] else f"all {teller.noun}"
+    if row["effect"] is None:
+        return name
+    if row["metric"] in teller.metrics:
+        return f"{name}, {teller.amount(row['metric'], row['effect'], row['before'])}"
+    return f"{name}, seen less, {makers.change(row)}"
+
+
+def _numbers(result: Result, teller: Teller) -> list[str]:
+    """Exactly how many comparisons have which outcome."""
+    found = []
+    of_items = [row for table in exposed(result).values() for row in named(table)]
+    for what, rows in ((teller.noun, result["verdicts"]), ("items or makers", of_items)):
+        count = counted(rows)
+        if rows:
+            doubt = count["possible"] + count["unclear"]
+            found.append(
+                f"Of {sum(count.values()):,} comparisons of groups of {what}: surely hurt {count['hurt']:,}, surely no "
+                f"loss beyond the limit {count['fine']:,}, we cannot tell {doubt:,} (of which possibly hurt "
+                f"{count['possible']:,}), withheld {count['withheld']:,}."
+            )
+    return found or ["No group was compared: no dimension was named."]
+
+
+def _amounts(result: Result, teller: Teller) -> list[str]:
+    people = [row for row in hurt(result) if row["slice"]]
+    found = [teller.sentence(row) for row in result["overall"]]
+    found += _first([f"{teller.sentence(row)[:-1]}{searched(row)}." for row in people])
+    return [*found, *_nothing(result), *makers.spread(result)]
 
 
 def _nothing(result: Result) -> list[str]:
+    """How many lost everything useful, and how many gained something."""
     lost = result.get("nothing_useful")
     if not lost:
         return []
-    return [
+    told = (
         f"Of {lost['users']:,} users, {lost['lost']:,} who had something useful in their list now have nothing; "
         f"{lost['gained']:,} who had nothing now have something."
-    ]
+    )
+    if "lost_ci" not in lost:
+        return [f"{told} These are counts; no certainty was computed for them."]
+    ends = [[figure(100 * end, way) for end, way in zip(lost[f"{side}_ci"], ("down", "up"), strict=True)]
+            for side in ("lost", "gained")]  # fmt: skip
+    sure = " and ".join(" to ".join(pair) for pair in ends)
+    return [f"{told} With other users it would surely be {sure} of every 100; no limit was set for these counts."]
 
 
-def _hurt(result: Result) -> list[Row]:
-    """All units, slices, found slices and providers that are surely worse off, the worst first."""
-    seen = [row for table in exposed(result).values() for row in table["rows"]]
-    rows = [*result["overall"], *result["verdicts"], *seen]
-    known = [row for row in rows if row["verdict"] == "harm"]
-    searched = [{**row, "searched": True} for row in result.get("discovered", []) if row["verdict"] == "harm"]
-    return [*sorted(known, key=_worst_first), *searched]
+def _gains(result: Result, teller: Teller) -> list[str]:
+    rows = [row for row in result["verdicts"] if row["verdict"] == "no_harm" and row["ci"] and row["ci"][0] > 0]
+    return [*_first([teller.sentence(row) for row in rows]), *makers.winners(result)]
 
 
-def _worst_first(row: Row) -> tuple[bool, float]:
-    """People before providers; people by how far beyond the margin, providers by how much attention they lost."""
-    shown = row["metric"] == VISIBILITY
-    return shown, row["effect"] if shown else relative(row)
-
-
-def _gain(result: Result) -> list[Row]:
-    return [row for row in result["verdicts"] if row["verdict"] == "no_harm" and row["ci"] and row["ci"][0] > 0]
-
-
-def relative(row: Row) -> float:
-    return row["effect"] / row["margin"] if row["effect"] is not None and row["margin"] else 0.0
-
-
-def exposed(result: Result) -> Mapping[str, Any]:
-    return (result.get("exposure") or {}).get("dimensions", {})
-
-
-def _certain(teller: Teller, result: Result) -> list[str]:
-    """What "sure" means, which comparisons are surely fine, and how far the search is to be trusted."""
-    fine = [row for row in result["verdicts"] if row["verdict"] == "no_harm"]
+def _certain(result: Result, teller: Teller) -> list[str]:
+    """What "sure" means, which claims it covers together, and how far the search is to be trusted."""
+    groups = len(result["overall"]) + sum(row.get("groups") or 1 for row in result["verdicts"])
+    sets = [f"the {groups:,} comparisons of {teller.noun}, all {teller.noun} included"]
+    if exposed(result):
+        seen = sum(row.get("groups") or 1 for table in exposed(result).values() for row in table["rows"])
+        sets.append(f"the {seen:,} comparisons of visibility")
+    if "lost_ci" in (result.get("nothing_useful") or {}):
+        sets.append("the two counts of users with nothing useful left, or something new")
     found = [teller.what_sure_means()]
-    if result["verdicts"]:
-        names = list(dict.fromkeys(name_of(row) for row in fine))
-        told = f": {', '.join(names)}" if 0 < len(names) <= FEW else ""
-        many = f"{len(fine)} of {len(result['verdicts'])}"
-        found.append(f"In {many} comparisons of groups we are sure that no loss beyond the limit occurred{told}.")
-    if result.get("exposure"):
-        found.append("What is said of visibility is sure in the same way, taken together by itself.")
+    if len(sets) > 1:
+        every = 100 * (1 - len(sets) * (1 - teller.level))
+        listed = "; ".join(f"({place}) {what}" for place, what in enumerate(sets, 1))
+        held = f" All {len(sets)} sets at once would be true in at least {every:.3g} of 100." if every > 0 else ""
+        found.append(f"There are {len(sets)} sets, each sure by itself: {listed}.{held}")
+    else:
+        found.append(f"There is one set: {sets[0]}.")
     if any(row["verdict"] == "harm" for row in result.get("discovered", [])):
-        found.append("What was found by search is judged finding by finding: of many findings, a few may be luck.")
+        found.append(
+            "What was found by search belongs to no set: it is judged finding by finding, and of many findings a few "
+            "may be luck."
+        )
     return found
 
 
-def name_of(row: Row) -> str:
-    return label(row["slice"])
-
-
-def _searched(row: Row) -> str:
-    return f" ({SEARCHED})" if row.get("searched") else ""
-
-
-def _cut(lines: Sequence[str]) -> list[str]:
-    more = [f"… and {len(lines) - MOST} more, in the tables."] if len(lines) > MOST else []
-    return [*lines[:MOST], *more]
-
-
-MEND = {
-    "lists": "re-rank with their interests weighed in, or train with more weight on them",
-    "models": "give their language or kind of text more weight in calibration and healing",
-    "tables": "give them more weight where the change was fitted",
-}
-
-
-def advice(result: Result) -> list[str]:
-    """What to do, by rule: from the gate, who is hurt, what could not be decided, and waivers that will end."""
-    hurt, found = _hurt(result), []
-    mend = MEND.get(result.get("kind", ""), MEND["tables"])
-    if result["gate"] in ("fail", "undetermined"):
-        found.append("Do not roll the change out to everyone as it is: its gate does not pass.")
-    if any(not row["slice"] for row in hurt):
-        found.append("The change hurts on the whole: use a milder one, or repair it, before looking at single groups.")
-    named = list(dict.fromkeys(name_of(row) for row in hurt if row["slice"]))
-    if named:
-        groups = ", ".join(named[:FEW]) + (" and others" if len(named) > FEW else "")
-        found.append(
-            f"For {groups}: do not launch as it is. First {mend}, then audit again; else keep the old version."
-        )
-    noun = Teller(result).noun
-    found += [
-        f"To decide about {name_of(row)} ({row['metric']}), it takes about {row['units_needed']:,} {noun} of that kind "
-        f"in all; here there are {row['n']:,}."
-        for row in sorted(result["verdicts"], key=relative)
-        if row["verdict"] == "undetermined" and row["units_needed"] and row["n"] < row["units_needed"] < MOST_UNITS
-    ][:FEW]
-    for waiver in result.get("waivers", []):
-        if waiver["state"] != "unused":
-            when = "ended" if waiver["state"] == "expired" else "ends"
-            where = f"{label(waiver['slice'])} ({waiver['metric']})"
-            found.append(f"The waiver of {plain(waiver['owner'])} for {where} {when} on {waiver['expires']}: decide.")
-    return found or ["Nothing has to be done now. Audit again with the next change, and when the data change."]
-
-
-def plain(text: object) -> str:
-    """Text that a Markdown reader shows as it is."""
-    return " ".join(str(text).split()).replace("<", "&lt;").replace("|", "\\|")
+def _first(lines: list[str]) -> list[str]:
+    more = [f"… and {len(lines) - FEW:,} more, in the tables."] if len(lines) > FEW else []
+    return [*lines[:FEW], *more]

@@ -135,13 +135,14 @@ def audit(
         "units": units.count,
         "clusters": units.clusters,
         **draws,
-        "metrics": {m.name: _described(m.name, m.lower, allowed, inputs) for m in inputs.metrics},
+        "metrics": {m.name: _described(m.name, m.lower, allowed, inputs, margin or {}) for m in inputs.metrics},
         "dimensions": [
             {"name": d.name, "values": len(d.values), "sensitive": d.sensitive, "registered": d.name in registered}
             for d in units.dimensions
         ],
         "overall": [verdict.as_dict() for verdict in found if not verdict.slice],
         "verdicts": [verdict.as_dict() for verdict in found if verdict.slice],
+        "search": search,
         "discovered": searched,
         "reversals": reversals(found),
         "exposure": inputs.exposure,
@@ -201,8 +202,11 @@ def _of_units(name: str, inputs: Inputs) -> bool:
     return not (name in goods and name not in inputs.dimensions)
 
 
-def _described(name: str, lower: bool, margins: Mapping[str, float], inputs: Inputs) -> dict[str, Any]:
-    found: dict[str, Any] = {"lower_is_better": lower, "margin": margins[name]}
+def _described(
+    name: str, lower: bool, margins: Mapping[str, float], inputs: Inputs, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    origin = "given" if name in given else "usual" if name in inputs.margins else "spread"
+    found: dict[str, Any] = {"lower_is_better": lower, "margin": margins[name], "margin_from": origin}
     return found | ({"unit": inputs.measured_in[name]} if name in inputs.measured_in else {})
 
 

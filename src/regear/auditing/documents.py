@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from regear.auditing.answers import GATE, SEARCHED, Result, Row, answers, exposed, lead, name_of, plain, relative
+from regear.auditing.answers import GATE, answers, lead
 from regear.auditing.cells import WITHHELD
+from regear.auditing.outcomes import SEARCHED, Result, Row, exposed, name_of, plain, relative
 from regear.auditing.unmeasured import label, not_measured
 from regear.core.report import Section, number
 
@@ -66,9 +67,21 @@ def gate_table(result: Result) -> Section:
 def stakeholder(result: Result) -> str:
     """The account in plain words, from a result that went through `export`."""
     parts = ["# Whom does this change hurt?", lead(result)]
-    for title, lines in answers(result):
-        parts += [f"## {title}", "\n".join(f"- {plain(line)}" for line in lines)]
+    for part in answers(result):
+        parts += _part(part.title, part.lines)
+        for table in part.tables:
+            parts += [f"### {plain(table.title)}", _safe(table).markdown()]
     return "\n\n".join(parts) + "\n"
+
+
+def _safe(table: Section) -> Section:
+    """Without marks that a Markdown reader would take for HTML; `markdown` sees to the cells' own marks."""
+
+    def cell(value: Any) -> Any:
+        return value.replace("<", "&lt;") if isinstance(value, str) else value
+
+    rows = [[cell(value) for value in row] for row in table.rows]
+    return Section(table.title, [plain(name) for name in table.header], rows, plain(table.note))
 
 
 def legal(result: Result, entries: Sequence[Row], identity: str) -> str:

@@ -1,84 +1,134 @@
 """Visibility in plain words: which makers and kinds of item people see less of, or more."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from regear.auditing.cells import WITHHELD
-from regear.auditing.unmeasured import label
-from regear.auditing.words import Teller, apart, figure
+from regear.auditing.outcomes import MOST, cut, exposed, name_of, named, pooled
+from regear.auditing.words import apart, figure
+from regear.core.report import Section
 
-VISIBILITY = "visibility"
-MANY = 4  # groups of one dimension above which they are told together
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]
+Rows = Sequence[Row]
+
+
+def lost(row: Row) -> bool:
+    """Whether a group surely lost visibility, beyond the limit."""
+    return bool(row["verdict"] == "harm")
+
+
+def gained(row: Row) -> bool:
+    """Whether it surely gained some."""
+    return bool(row["verdict"] == "no_harm" and row.get("ci") and row["ci"][0] > 0)
+
+
+def ranked(result: Result, wanted: Callable[[Row], bool]) -> list[Row]:
+    """The groups wanted, of all dimensions of items, the largest change first; without those that pool the rest."""
+    rows = [row for table in exposed(result).values() for row in named(table) if wanted(row)]
+    return sorted(rows, key=lambda row: -abs(row["effect"] or 0.0))
 
 
 def losers(result: Result) -> list[str]:
     """Who surely lost visibility, a line a dimension."""
-    found = [_named(name, rows, "lose visibility") for name, rows in _dimensions(result, _lost)]
-    if not found:
-        return []
-    meaning = "Visibility is the share of all looks, if people look most at the top of a list."
-    return [*found, meaning]
+    return _lines(result, lost, "seen less")
 
 
 def winners(result: Result) -> list[str]:
-    """Who surely gained it."""
-    return [
-        f"{_named(name, rows, 'gain visibility')[:-1]}: {_together(rows)}."
-        for name, rows in _dimensions(result, _gained)
-    ]
+    """Who surely gained it, a line a dimension; and where numbers are withheld that may be gains."""
+    found = _lines(result, gained, "seen more")
+    for name, table in exposed(result).items():
+        hidden = sum(row.get("groups") or 1 for row in table["rows"] if row["effect"] is None)
+        if hidden and any(lost(row) for row in table["rows"]):
+            of = "the other group" if hidden == 1 else f"{hidden} other groups"
+            found.append(
+                f"Part of what was lost by {name} may have gone to {of} by {name} whose numbers are withheld: a group "
+                "too small to show could be worked out from them."
+            )
+    return found
 
 
-def amounts(result: Result, teller: Teller) -> list[str]:
-    """How much was lost: group by group where they are few, else together and the largest."""
+def _lines(result: Result, wanted: Callable[[Row], bool], what: str) -> list[str]:
     found = []
-    for name, rows in _dimensions(result, _lost):
-        told = [_moved(row, teller) for row in rows[:MANY]]
-        if len(rows) > MANY:
-            found.append(f"{_named(name, rows, 'lost visibility')[:-1]}: {_together(rows)}. The largest losses:")
-        found += told
-    return [*found, *_spread(result)]
-
-
-def _lost(row: Row) -> bool:
-    return bool(row["verdict"] == "harm" and row.get("effect") is not None)
-
-
-def _gained(row: Row) -> bool:
-    return bool(row["verdict"] == "no_harm" and row.get("ci") and row["ci"][0] > 0)
-
-
-def _dimensions(result: Result, wanted: Any) -> Iterator[tuple[str, list[Row]]]:
-    """Per dimension of items, the rows wanted, the largest change first."""
-    for name, table in ((result.get("exposure") or {}).get("dimensions") or {}).items():
-        rows = [row for row in table["rows"] if row["verdict"] != WITHHELD and wanted(row)]
+    for name, table in exposed(result).items():
+        rows = ranked({"exposure": {"dimensions": {name: table}}}, wanted)
         if rows:
-            yield name, sorted(rows, key=lambda row: -abs(row["effect"]))
+            of = f"{len(rows):,} of {len(named(table)):,} groups by {name} are {what}"
+            found.append(f"{of}: {cut([name_of(row) for row in rows])}{_together(rows)}.")
+        found += [_pooled(name, table, row) for row in table["rows"] if pooled(row) and wanted(row)]
+    return found
 
 
-def _named(name: str, rows: Sequence[Row], what: str) -> str:
-    if len(rows) <= MANY:
-        return f"{', '.join(label(row['slice']) for row in rows)}: {what}."
+def _together(rows: Rows) -> str:
+    if len(rows) < 2 or any(row["effect"] is None for row in rows):
+        return ""
+    one, two = apart(*(100 * sum(row[side] for row in rows) for side in ("before", "after")))
+    return f"; together from {one} to {two} of every 100 looks"
+
+
+def _pooled(name: str, table: Row, row: Row) -> str:
+    """The groups seen least, which are compared as one."""
+    own = len(named(table))
+    what = f"The {table['grouped']:,} values of {name} that are seen least are compared only as one: the {own:,} seen "
+    what += "most have a comparison each"
     return (
-        f"{len(rows)} groups by {name} {what}: {', '.join(str(row['slice'][name]) for row in rows[:MANY])} and others."
+        f"{what}. Taken together these {table['grouped']:,} went {_moved(row)}; of any one of them this says nothing."
     )
 
 
-def _together(rows: Sequence[Row]) -> str:
-    sides = [100 * sum(row[side] for row in rows) for side in ("before", "after")]
-    one, two = apart(*sides)
-    return f"together from {one} to {two} of every 100 looks"
+def _moved(row: Row) -> str:
+    return f"{change(row)}, surely at least {_least(row)} {'less' if lost(row) else 'more'}"
 
 
-def _moved(row: Row, teller: Teller) -> str:
+def _least(row: Row) -> str:
+    end = row["ci"][1] if lost(row) else row["ci"][0]
+    return figure(100 * abs(end), "down")
+
+
+def change(row: Row) -> str:
+    """From how much to how much of every 100 looks."""
     one, two = apart(100 * row["before"], 100 * row["after"])
-    least = teller.bound(VISIBILITY, row["ci"][1], row["before"], "down").removesuffix(" per 100")
-    shown = f"judged on the lists of {row['n']:,} users"
-    return f"{label(row['slice'])}: from {one} to {two} of every 100 looks; surely at least {least} less ({shown})."
+    return f"from {one} to {two} of every 100 looks"
 
 
-def _spread(result: Result) -> list[str]:
+def tables(result: Result, wanted: Callable[[Row], bool]) -> list[Section]:
+    """The groups wanted, the largest change first, each with what is sure."""
+    rows = ranked(result, wanted)
+    if not rows:
+        return []
+    less = "lost" if wanted is lost else "gained"
+    header = ["group", "of every 100 looks before", "after", f"surely {less} at least", "stands in the lists of"]
+    told = [f"The largest first; {'losses beyond the limit' if wanted is lost else 'gains of any size'}."]
+    if len(rows) > MOST:
+        told.append(f'The first {MOST} of {len(rows):,}; the others stand in report.html under "Visibility by …".')
+    told.append(_who_counts(result))
+    return [
+        Section(
+            f"Who is seen {'less' if wanted is lost else 'more'}",
+            header,
+            [_cells(row) for row in rows[:MOST]],
+            " ".join(told),
+        )
+    ]
+
+
+def _cells(row: Row) -> list[Any]:
+    if row["effect"] is None:
+        return [name_of(row), None, None, "withheld", None]
+    return [name_of(row), *apart(100 * row["before"], 100 * row["after"]), _least(row), f"{row['n']:,} users"]
+
+
+def _who_counts(result: Result) -> str:
+    exposure = result["exposure"]
+    users, places = exposure.get("users"), exposure.get("k")
+    every = f"all {users:,} users" if users else "all users"
+    where = f"the first {places} places of their list" if places else "their list"
+    return (
+        f"A group stands in the lists of those users who have something of it in {where}, before or after. The sure "
+        f"figures count {every}: for the others the group was absent both times, so nothing changed."
+    )
+
+
+def spread(result: Result) -> list[str]:
     """Sentences about how visibility is spread over all items."""
     found, summary = [], (result.get("exposure") or {}).get("summary", {})
     if "coverage" in summary:
@@ -88,10 +138,15 @@ def _spread(result: Result) -> list[str]:
         down = summary["providers_down"]
         share = down["down"] / max(1, down["providers"])
         found.append(
-            f"{down['down']:,} of {down['providers']:,} that were seen before (by {summary.get('provider', 'provider')}"
-            f"), that is {share:.0%}, lost more than {down['fall']:.0%} of their visibility; by luck alone it would be "
-            f"about {down['by_chance']:.0%}."
+            f"{down['down']:,} of the {down['providers']:,} {_makers(summary)} that stood in anyone's list before, that "
+            f"is {share:.0%}, lost more than {down['fall']:.0%} of their visibility; by luck alone it would be about "
+            f"{down['by_chance']:.0%}."
         )
     if "tv_distance" in summary:
         found.append(f"{figure(100 * summary['tv_distance'])} of every 100 looks go to other items than before.")
-    return found
+    return [*found, "No certainty was computed for these totals."] if found else []
+
+
+def _makers(summary: Mapping[str, Any]) -> str:
+    name = summary.get("provider", "provider")
+    return "items" if name == "item" else f"makers (values of {name})"

@@ -56,7 +56,9 @@ def write(
 
 def page(shown: Mapping[str, Any], past: Sequence[Plot] = ()) -> Report:
     """The page of a result that went through `export`."""
-    told = [Section(title, [""], [[line] for line in lines]) for title, lines in answers(shown)]
+    told = []
+    for part in answers(shown):
+        told += [Section(part.title, [""], [[line] for line in part.lines]), *part.tables]
     plots = [*(_forest(shown, metric) for metric in shown["metrics"]), *_exposures(shown), *past]
     return Report(
         "Whom does this change hurt?",
@@ -132,4 +134,4 @@ def _line(trail: str | Path | None, metric: str, where: Mapping[str, Any]) -> Se
 
 def summary(result: Mapping[str, Any], k: int = K) -> list[str]:
     """The answers in plain words, for a terminal or a card."""
-    return [line for _, lines in answers(export(result, k)) for line in lines]
+    return [line for part in answers(export(result, k)) for line in part.lines]

@@ -16,7 +16,7 @@ from regear.auditing.verdict import LEAST
 KNOWN = ("harm", "no_harm")
 PLAIN = (
     *("kind", "before", "after", "inputs", "units", "clusters", "level", "resamples", "seed", "metrics"),
-    *("dimensions", "gate", "set_by", "versions"),
+    *("dimensions", "search", "gate", "set_by", "versions"),
 )
 SUMMARY = ("items", "coverage", "gini", "tv_distance", "provider", "providers_down")
 Row = dict[str, Any]

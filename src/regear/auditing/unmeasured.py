@@ -28,18 +28,31 @@ BY_KIND = {
 
 def not_measured(result: Mapping[str, Any]) -> list[str]:
     """Sentences: by kind of audit, dimensions nobody named, unknown values, and slices too small to assess."""
-    names = [row["name"] for row in result.get("dimensions", [])]
+    names = [row["name"] for row in result.get("dimensions", []) if row.get("registered", True)]
     names += [name for name in (result.get("exposure") or {}).get("dimensions", {}) if name not in names]
     given = f"Any dimension but {_listed(names)}." if names else "Any slice: no dimension was named."
     found = [*BY_KIND.get(result.get("kind", ""), ()), given, *ALWAYS]
     if names and not any(row.get("sensitive") for row in result.get("dimensions", [])):
         found.append("Sensitive attributes, such as gender or age where people did not give them: none were supplied.")
-    return [*found, *_unknown(result), *_small(result)]
+    return [*found, *_not_asked(result), *_unknown(result), *_small(result)]
 
 
 def label(where: Mapping[str, Any]) -> str:
     """A slice as text: `language=hi and gender=f`."""
     return " and ".join(f"{name}={value}" for name, value in where.items()) or "all units"
+
+
+def _not_asked(result: Mapping[str, Any]) -> list[str]:
+    """Dimensions that nobody asked for: only a search, if any, looked at them."""
+    names = [row["name"] for row in result.get("dimensions", []) if not row.get("registered", True)]
+    if not names:
+        return []
+    sure = {n for row in result.get("discovered", []) if row["verdict"] == "harm" for n in row["slice"]} & {*names}
+    search = "; the search for further groups looked at them and found none that is surely hurt"
+    if sure:
+        search = f"; what the search for further groups found surely hurt there ({_listed(sorted(sure))}) is told above"
+    told = search if result.get("search") else ""
+    return [f"Group by group: {_listed(names)}. Nobody asked for it{told}."]
 
 
 def _unknown(result: Mapping[str, Any]) -> list[str]:

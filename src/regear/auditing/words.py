@@ -115,11 +115,35 @@ class Teller:
         way = "a loss" if effect < 0 else "a gain"
         return f"{way} of {self.bound(row['metric'], effect, row['before'], 'up')}"
 
+    def signed(self, row: Row, effect: float, round_to: Literal["near", "low", "high"] = "near") -> str:
+        """A change or one end of what is possible, below 0 where it is worse; ends are rounded away from the middle."""
+        away = (round_to == "low") == (effect < 0)
+        size = self.size(
+            row["metric"], effect, row["before"], "near" if round_to == "near" else "up" if away else "down"
+        )
+        return f"{'-' if effect < 0 else '+'}{size}" if effect else size
+
+    def short(self, metric: str) -> str:
+        """The measure in a few words: "how well lists match what people want in the first 10 places"."""
+        base, _, places = metric.partition("@")
+        title = scale(base).title.partition(" (")[0]
+        return f"{title} in the first {places} places" if places else title
+
+    def named(self, row: Row) -> str:
+        """The group, with the measure where there are several."""
+        name = label(row["slice"])
+        return f"{name} ({self.short(row['metric'])})" if len(self.metrics) > 1 else name
+
+    def limit(self, metric: str, before: float | None) -> str:
+        """The loss that still counts as none: "1.9 points of 100"."""
+        points = " points of 100" if scale(metric).kind == "per_100" else ""
+        return self.size(metric, -self.metrics[metric]["margin"], before) + points
+
     def what_sure_means(self) -> str:
         """What stands behind "sure", once for the whole report."""
         return (
             f'"Sure" means: if such an audit were repeated many times with other {self.noun}, then in at least '
-            f"{100 * self.level:g} of 100 of them everything that it calls sure, taken together, would be true."
+            f"{100 * self.level:g} of 100 of them all claims of one set would be true together."
         )
 
 
