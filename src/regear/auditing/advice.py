@@ -38,10 +38,14 @@ def _stop(rows: list[Row], mend: str) -> list[str]:
     return [f"For {cut(names)}: do not launch as it is. First {mend}, then audit again; else keep the old version."]
 
 
-def possible(result: Result, teller: Teller) -> list[str]:
+def possible(result: Result) -> list[str]:
     """Who may be hurt, and by which rule they are named."""
-    rows = possibly(result)
-    return [f"Possibly hurt, not proven ({RULE}): {cut([teller.named(row) for row in rows])}."] if rows else []
+    teller = Teller(result)
+    people = [teller.named(row) for row in possibly(result)]
+    items = [name_of(row) for row in makers.ranked(result, makers.possible)]
+    found = [f"Possibly hurt, not proven ({RULE}): {cut(people)}."] if people else []
+    rule = "by the same rule" if people else RULE
+    return [*found, *([f"Possibly seen less, not proven ({rule}): {cut(items)}."] if items else [])]
 
 
 def _settle(result: Result, teller: Teller) -> list[str]:
@@ -49,20 +53,26 @@ def _settle(result: Result, teller: Teller) -> list[str]:
     rows = possibly(result)
     found = []
     if rows:
-        each = [f"{teller.named(row)}: {_takes(row, teller)}" for row in rows[:FEW]]
+        each = [f"{teller.named(row)}, {_takes(row)}" for row in rows[:FEW]]
         more = f"; {len(rows) - FEW:,} more, in the tables" if len(rows) > FEW else ""
         found.append(
             "For those possibly hurt, decide before the launch whether to wait for more data. To tell whether the loss "
-            f"is beyond the limit: {'; '.join(each)}{more}."
+            f"is beyond the limit it takes so many {teller.noun} of the group: {'; '.join(each)}{more}."
         )
+    if items := [name_of(row) for row in makers.ranked(result, makers.possible)]:
+        found.append(f"For those possibly seen less ({cut(items)}): look again with the lists of more {teller.noun}.")
     if others := unclear(result):
         needs = sorted(row["units_needed"] for row in others if _more(row))
         span = f"{needs[0]:,} to {needs[-1]:,}" if needs and needs[0] < needs[-1] else f"{needs[0]:,}" if needs else ""
-        takes = f" To tell, it takes about {span} {teller.noun} of a group, see the tables." if span else ""
+        takes = (
+            f" To tell, it takes about {span} {teller.noun} of the group; the tables say how many for each."
+            if span
+            else ""
+        )
         which = "the other comparisons" if rows else "the comparisons"
         found.append(
-            f"For {which} about which we cannot tell ({len(others):,}) nothing speaks for a loss beyond the limit, and "
-            f"nothing rules it out.{takes}"
+            f"For {which} about which we cannot tell ({len(others):,}) the best guess is no loss beyond the limit, or "
+            f"there are too few {teller.noun} for a guess.{takes}"
         )
     return found
 
@@ -71,10 +81,8 @@ def _more(row: Row) -> bool:
     return bool(row["units_needed"]) and row["n"] < row["units_needed"] < MOST_UNITS
 
 
-def _takes(row: Row, teller: Teller) -> str:
-    if not _more(row):
-        return "more of the same would hardly settle it"
-    return f"it takes about {row['units_needed']:,} {teller.noun} of that kind in all; here there are {row['n']:,}"
+def _takes(row: Row) -> str:
+    return f"about {row['units_needed']:,} (here {row['n']:,})" if _more(row) else "which more would hardly settle"
 
 
 def _waivers(result: Result) -> list[str]:

@@ -11,6 +11,7 @@ from regear.auditing.outcomes import (
     FEW,
     Result,
     Row,
+    by_dimension,
     counted,
     exposed,
     hurt,
@@ -20,6 +21,7 @@ from regear.auditing.outcomes import (
     pooled,
     searched,
 )
+from regear.auditing.unmeasured import listed
 from regear.auditing.words import Teller, figure
 from regear.core.report import Section
 
@@ -76,8 +78,14 @@ def _who(result: Result, teller: Teller) -> list[str]:
     found = [_headline(result, teller, people)]
     found += _first([f"{name_of(row)}: worse on {teller.short(row['metric'])}{searched(row)}." for row in people])
     if exposed(result) and result["verdicts"] and not any(row["slice"] for row in people):
-        found.append(f"No group of {teller.noun} is surely hurt by more than the limit.")
-    return [*found, *makers.losers(result), *possible(result, teller), *_numbers(result, teller)]
+        found.append(f"No group of {teller.noun} is surely hurt by more than the limit{_limit(result, teller)}.")
+    return [*found, *makers.losers(result), *possible(result), *_numbers(result, teller)]
+
+
+def _limit(result: Result, teller: Teller) -> str:
+    if len(result["metrics"]) > 1 or not result["overall"]:
+        return ""
+    return f" ({teller.limit(result['overall'][0]['metric'], result['overall'][0]['before'])})"
 
 
 def _headline(result: Result, teller: Teller, people: list[Row]) -> str:
@@ -85,16 +93,17 @@ def _headline(result: Result, teller: Teller, people: list[Row]) -> str:
     rest = [row for table in exposed(result).values() for row in table["rows"] if pooled(row) and makers.lost(row)]
     if not (people or lost or rest):
         of = f" of {teller.noun} or of items" if exposed(result) else ""
-        return f"We found no group{of} that is surely hurt by more than the limit (the loss that counts as none)."
+        return f"We found no group{of} that is surely hurt by more than the limit{_limit(result, teller)}."
     worst = [*people, *lost, *rest][0]
-    sizes = {
-        f"all {teller.noun} taken together": sum(not row["slice"] for row in people[:1]),
-        f"groups of {teller.noun}": len({name_of(row) for row in people if row["slice"]}),
-        "groups of items or makers": len(lost),
-    }
-    counts = [what if what.startswith("all") else f"{n:,} {what}" for what, n in sizes.items() if n]
-    told = f" Surely hurt in all: {' and '.join(counts)}." if counts else ""
-    return f"Yes. Hurt most: {_worst(worst, teller)}.{told}"
+    counts = [f"all {teller.noun} taken together"] if any(not row["slice"] for row in people) else []
+    groups = {name_of(row) for row in people if row["slice"]}
+    counts += [_groups(len(found), of) for found, of in ((groups, teller.noun), (lost, "items or makers")) if found]
+    counts += ["those seen least, taken as one"] if rest else []
+    return f"Yes. Hurt most: {_worst(worst, teller)}. Surely hurt in all: {listed(counts)}."
+
+
+def _groups(count: int, of: str) -> str:
+    return f"{count:,} group{'s' if count > 1 else ''} of {of}"
 
 
 def _worst(row: Row, teller: Teller) -> str:
@@ -140,10 +149,12 @@ def _nothing(result: Result) -> list[str]:
     )
     if "lost_ci" not in lost:
         return [f"{told} These are counts; no certainty was computed for them."]
-    ends = [[figure(100 * end, way) for end, way in zip(lost[f"{side}_ci"], ("down", "up"), strict=True)]
-            for side in ("lost", "gained")]  # fmt: skip
-    sure = " and ".join(" to ".join(pair) for pair in ends)
-    return [f"{told} With other users it would surely be {sure} of every 100; no limit was set for these counts."]
+    lose, gain = (
+        f"{figure(100 * low, 'down')} to {figure(100 * high, 'up')}"
+        for low, high in (lost["lost_ci"], lost["gained_ci"])
+    )
+    sure = f"Of every 100 such users surely {lose} lose all that was useful, and {gain} gain something"
+    return [f"{told} {sure}; no limit was set for these counts."]
 
 
 def _gains(result: Result, teller: Teller) -> list[str]:
@@ -161,11 +172,14 @@ def _certain(result: Result, teller: Teller) -> list[str]:
     if "lost_ci" in (result.get("nothing_useful") or {}):
         sets.append("the two counts of users with nothing useful left, or something new")
     found = [teller.what_sure_means()]
+    quiet = [name for name, rows in by_dimension(result) if not counted(rows)["hurt"]]
+    if quiet:
+        found.append(f"No group is surely hurt by {listed(quiet)}; that alone does not say that none is hurt.")
     if len(sets) > 1:
         every = 100 * (1 - len(sets) * (1 - teller.level))
-        listed = "; ".join(f"({place}) {what}" for place, what in enumerate(sets, 1))
+        told = "; ".join(f"({place}) {what}" for place, what in enumerate(sets, 1))
         held = f" All {len(sets)} sets at once would be true in at least {every:.3g} of 100." if every > 0 else ""
-        found.append(f"There are {len(sets)} sets, each sure by itself: {listed}.{held}")
+        found.append(f"There are {len(sets)} sets, each sure by itself: {told}.{held}")
     else:
         found.append(f"There is one set: {sets[0]}.")
     if any(row["verdict"] == "harm" for row in result.get("discovered", [])):

@@ -11,6 +11,12 @@ from regear.auditing.unmeasured import label, not_measured
 from regear.core.report import Section, number
 
 HEADER = ("slice", "metric", "units", "before", "after", "effect", "low", "high", "margin", "verdict", "reason")
+ORIGIN = {
+    None: "",
+    "given": "; given for this audit",
+    "usual": "; the default of this metric",
+    "spread": "; the default, a tenth of the standard deviation before",
+}
 ORDER = {"harm": 0, "undetermined": 1, WITHHELD: 2, "no_harm": 3}
 FULL = "This file holds the numbers of small groups. It is for the engineer only; hand on the other reports instead."
 
@@ -140,7 +146,8 @@ def _scope(result: Result) -> list[str]:
 def _thresholds(result: Result) -> list[str]:
     by = f"set by {result['set_by']}" if result.get("set_by") else "nobody is named as having set them (`set_by`)"
     found = [
-        f"{name}: a loss up to {number(entry['margin'])} {entry.get('unit') or ''}".rstrip() + " counts as none"
+        f"{name}: a loss up to {number(entry['margin'])} {entry.get('unit') or ''}".rstrip()
+        + f" counts as none{ORIGIN[entry.get('margin_from')]}"
         for name, entry in result["metrics"].items()
     ]
     gated = f"The gates below were {by}." if result.get("set_by") else f"Of the gates below {by}."

@@ -11,8 +11,8 @@ from regear.auditing.words import Teller
 
 SET_BY = {
     "given": "chosen by whoever ran this audit",
-    "spread": "the tool's default, a tenth of how much {noun} differed from each other before; nobody chose it for this case",
-    "usual": "the tool's default for this measure; nobody chose it for this case",
+    "spread": "the tool's default, nobody chose it: a tenth of how much {noun} differed from each other before",
+    "usual": "the tool's default for this measure",
 }
 
 
@@ -60,7 +60,9 @@ def _chosen(entry: Mapping[str, Any], teller: Teller) -> str:
 
 def _gate(result: Result) -> str:
     """How a gate differs from a limit."""
-    meaning = "The limit only says what is called a loss. A gate says what the change must not do, and is laid down in advance"
+    meaning = (
+        "A limit only says what is called a loss. A gate says what a change must not do, and is laid down in advance"
+    )
     if result["gate"] == "none":
         return f"{meaning}; no gate was set here, so whether to launch is left to those who read this."
     by = f", here by {result['set_by']}" if result.get("set_by") else ""
@@ -71,10 +73,8 @@ def _lists(result: Result) -> list[str]:
     if result.get("kind") != "lists":
         return []
     places = (result.get("exposure") or {}).get("k")
-    where = f"the first {places} places of their list" if places else "their list"
-    found = [
-        f'"Useful" is an item that the user is known to have wanted (the table given as relevance); only {where} counts.'
-    ]
+    where = f"; only the first {places} places of a list count" if places else ""
+    found = [f'"Useful" is an item that the user is known to have wanted (it stands in the table of relevance){where}.']
     if exposed(result):
         found.append(
             'Visibility is the share of all "looks", if people look most at the top of a list and less at each further '

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from regear.auditing.outcomes import MOST, Result, Row, by_dimension, counted, name_of, outcome
+from regear.auditing.outcomes import MOST, Outcome, Result, Row, by_dimension, counted, name_of, outcome
 from regear.auditing.scales import scale
 from regear.auditing.verdict import LEAST
 from regear.auditing.words import Teller
 from regear.core.report import Section
 
+OUTCOMES: tuple[Outcome, ...] = ("hurt", "possible", "unclear", "fine", "withheld")
 MOST_UNITS = 1_000_000  # above which collecting more is no advice
 REST = 'the others stand in report.html under "Every slice"'
 
@@ -29,7 +30,7 @@ def _place(row: Row) -> tuple[int, float, str]:
 
 def _table(result: Result, teller: Teller, metric: str, rows: list[Row]) -> Section:
     points = "points of 100" if scale(metric).kind == "per_100" else "below 0 is worse"
-    header = ["group", teller.noun, f"change ({points})", "possible", "what we can say"]
+    header = ["group", teller.noun, f"change ({points})", "possible range", "what we can say"]
     header.append(f"{teller.noun} needed to tell whether a loss is beyond the limit")
     whole = [row for row in result["overall"] if row["metric"] == metric]
     shown = [_cells(row, teller) for row in [*whole, *rows[:MOST]]]
@@ -59,7 +60,7 @@ def _cells(row: Row, teller: Teller) -> list[Any]:
         return [name + several, row["n"], None, None, said(row, teller.noun), None]
     few = row.get("clusters") not in (None, row["n"])
     count = f"{row['n']:,} ({row['clusters']:,} clusters)" if few else f"{row['n']:,}"
-    low, high = (teller.signed(row, end, way) for end, way in zip(row["ci"], ("low", "high"), strict=True))
+    low, high = teller.signed(row, row["ci"][0], "low"), teller.signed(row, row["ci"][1], "high")
     return [name, count, teller.signed(row, row["effect"]), f"{low} to {high}", said(row, teller.noun), needed(row)]
 
 
@@ -101,7 +102,6 @@ def dimension_table(result: Result) -> list[Section]:
     rows = []
     for name, found in by_dimension(result):
         count = counted(found)
-        words = ("hurt", "possible", "unclear", "fine", "withheld")
-        rows.append([name, sum(count.values()), *(count[word] for word in words)])
+        rows.append([name, sum(count.values()), *(count[word] for word in OUTCOMES)])
     note = "A comparison is one group on one measure. Withheld: too few to show, or beside a group that is."
     return [Section("Every dimension", [*header, "withheld"], rows, note)] if rows else []

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from regear.auditing.outcomes import MOST, cut, exposed, name_of, named, pooled
+from regear.auditing.outcomes import MOST, cut, exposed, name_of, named, outcome, pooled
 from regear.auditing.words import apart, figure
 from regear.core.report import Section
 
@@ -20,6 +20,11 @@ def lost(row: Row) -> bool:
 def gained(row: Row) -> bool:
     """Whether it surely gained some."""
     return bool(row["verdict"] == "no_harm" and row.get("ci") and row["ci"][0] > 0)
+
+
+def possible(row: Row) -> bool:
+    """Whether the best guess is a loss beyond the limit, though it is not sure."""
+    return outcome(row) == "possible"
 
 
 def ranked(result: Result, wanted: Callable[[Row], bool]) -> list[Row]:
@@ -52,8 +57,8 @@ def _lines(result: Result, wanted: Callable[[Row], bool], what: str) -> list[str
     for name, table in exposed(result).items():
         rows = ranked({"exposure": {"dimensions": {name: table}}}, wanted)
         if rows:
-            of = f"{len(rows):,} of {len(named(table)):,} groups by {name} are {what}"
-            found.append(f"{of}: {cut([name_of(row) for row in rows])}{_together(rows)}.")
+            of = f"By {name}, surely {what}: {len(rows):,} of {len(named(table)):,} groups"
+            found.append(f"{of}, {cut([name_of(row) for row in rows])}{_together(rows)}.")
         found += [_pooled(name, table, row) for row in table["rows"] if pooled(row) and wanted(row)]
     return found
 
@@ -67,6 +72,8 @@ def _together(rows: Rows) -> str:
 
 def _pooled(name: str, table: Row, row: Row) -> str:
     """The groups seen least, which are compared as one."""
+    if row["effect"] is None:
+        return f"By {name}, surely seen {'less' if lost(row) else 'more'}: those seen least, as one; numbers withheld."
     own = len(named(table))
     what = f"The {table['grouped']:,} values of {name} that are seen least are compared only as one: the {own:,} seen "
     what += "most have a comparison each"
@@ -138,13 +145,13 @@ def spread(result: Result) -> list[str]:
         down = summary["providers_down"]
         share = down["down"] / max(1, down["providers"])
         found.append(
-            f"{down['down']:,} of the {down['providers']:,} {_makers(summary)} that stood in anyone's list before, that "
-            f"is {share:.0%}, lost more than {down['fall']:.0%} of their visibility; by luck alone it would be about "
-            f"{down['by_chance']:.0%}."
+            f"{down['down']:,} of the {down['providers']:,} {_makers(summary)} that stood in anyone's list before, "
+            f"that is {share:.0%}, lost more than {down['fall']:.0%} of their visibility; by luck alone it would be "
+            f"about {down['by_chance']:.0%}."
         )
     if "tv_distance" in summary:
         found.append(f"{figure(100 * summary['tv_distance'])} of every 100 looks go to other items than before.")
-    return [*found, "No certainty was computed for these totals."] if found else []
+    return [*found, "No certainty was computed for these figures of all items and makers."] if found else []
 
 
 def _makers(summary: Mapping[str, Any]) -> str:

@@ -45,12 +45,12 @@ def hurt(result: Result) -> list[Row]:
 
 
 def possibly(result: Result) -> list[Row]:
-    """Groups whose best guess is a loss beyond the limit, the worst first."""
+    """Groups of units whose best guess is a loss beyond the limit, the worst first."""
     return sorted((row for row in result["verdicts"] if outcome(row) == "possible"), key=relative)
 
 
 def unclear(result: Result) -> list[Row]:
-    """Groups that cannot be decided and whose best guess is no loss beyond the limit."""
+    """Groups of units that cannot be decided and whose best guess is no loss beyond the limit."""
     return [row for row in result["verdicts"] if outcome(row) == "unclear"]
 
 
@@ -71,11 +71,11 @@ def pooled(row: Row) -> bool:
 
 def by_dimension(result: Result) -> Iterator[tuple[str, list[Row]]]:
     """Every dimension, or crossing, that was compared: of units, then of items."""
-    found: dict[str, list[Row]] = {row["name"]: [] for row in result["dimensions"] if row.get("registered")}
+    found: dict[tuple[str, ...], list[Row]] = {(r["name"],): [] for r in result["dimensions"] if r.get("registered")}
     for row in result["verdicts"]:
-        found.setdefault(" and ".join(row["slice"]), []).append(row)
-    crossed = {part for name in found for part in name.split(" and ") if " and " in name}
-    yield from ((name, rows) for name, rows in found.items() if rows or name not in crossed)
+        found.setdefault(tuple(row["slice"]), []).append(row)
+    crossed = {part for names in found if len(names) > 1 for part in names}
+    yield from ((" and ".join(names), rows) for names, rows in found.items() if rows or names[0] not in crossed)
     for name, table in exposed(result).items():
         yield name, named(table)
 

@@ -30,7 +30,7 @@ def not_measured(result: Mapping[str, Any]) -> list[str]:
     """Sentences: by kind of audit, dimensions nobody named, unknown values, and slices too small to assess."""
     names = [row["name"] for row in result.get("dimensions", []) if row.get("registered", True)]
     names += [name for name in (result.get("exposure") or {}).get("dimensions", {}) if name not in names]
-    given = f"Any dimension but {_listed(names)}." if names else "Any slice: no dimension was named."
+    given = f"Any dimension but {listed(names)}." if names else "Any slice: no dimension was named."
     found = [*BY_KIND.get(result.get("kind", ""), ()), given, *ALWAYS]
     if names and not any(row.get("sensitive") for row in result.get("dimensions", [])):
         found.append("Sensitive attributes, such as gender or age where people did not give them: none were supplied.")
@@ -47,12 +47,8 @@ def _not_asked(result: Mapping[str, Any]) -> list[str]:
     names = [row["name"] for row in result.get("dimensions", []) if not row.get("registered", True)]
     if not names:
         return []
-    sure = {n for row in result.get("discovered", []) if row["verdict"] == "harm" for n in row["slice"]} & {*names}
-    search = "; the search for further groups looked at them and found none that is surely hurt"
-    if sure:
-        search = f"; what the search for further groups found surely hurt there ({_listed(sorted(sure))}) is told above"
-    told = search if result.get("search") else ""
-    return [f"Group by group: {_listed(names)}. Nobody asked for it{told}."]
+    looked = "; only the search for further groups looked at them, and what it found surely hurt is named as such"
+    return [f"Groups by {listed(names)}, one by one: nobody asked for them{looked if result.get('search') else ''}."]
 
 
 def _unknown(result: Mapping[str, Any]) -> list[str]:
@@ -96,5 +92,6 @@ def _slices(count: int) -> str:
     return "1 slice" if count == 1 else f"{count} slices"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names in a row: `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
