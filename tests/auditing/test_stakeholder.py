@@ -126,6 +126,21 @@ def test_comparisons_are_counted_exactly_and_each_outcome_apart():
     assert "About" not in told
 
 
+def test_withheld_groups_that_look_the_same_are_counted_each():
+    few = [group({"gender": name}, -0.1, (-0.4, 0.2), n=4) for name in "xyz"]
+    dimensions = [{"name": "gender", "values": 4, "sensitive": True, "registered": True}]
+    text = write(recommender([group({"gender": "f"}, 0.0, (-0.01, 0.01), n=400), *few], dimensions=dimensions))
+    assert cells(text, "gender")[1] == "4"
+    assert "Of 4 comparisons of groups of users" in text
+
+
+def test_ranges_are_rounded_so_that_they_stay_true():
+    rows = [group({"activity": "1"}, 0.031, (0.01234, 0.05678)), group({"activity": "2"}, -0.07, (-0.09999, -0.05678))]
+    text = write(recommender(rows))
+    assert cells(text, "activity=1")[3] == "+1.2 to +5.7"
+    assert cells(text, "activity=2")[3] == "-10 to -5.6"
+
+
 def test_the_same_groups_are_possibly_hurt_and_advised_on():
     text = write(recommender())
     hurt, todo = part(text, "Who is hurt?"), part(text, "What to do?")
@@ -165,6 +180,8 @@ def test_long_tables_keep_the_worst_and_say_where_the_others_are(tmp_path):
     text = part(paths["stakeholder"].read_text(), "By how much?")
     assert "| activity=a39 |" in text
     assert "| activity=a24 |" not in text
+    assert "| director=d29 |" in text
+    assert "| director=d14 |" not in text
     assert 'The first 15 of 40 groups; the others stand in report.html under "Every slice".' in text
     assert 'The first 15 of 30; the others stand in report.html under "Visibility by' in text
     page = paths["html"].read_text()
