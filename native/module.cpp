@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "index.hpp"
+#include "sample.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -85,10 +86,27 @@ void observe(Guarded& self, Array<std::int64_t> numbers, Array<std::int64_t> gue
     });
 }
 
+auto choose(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores, Array<std::uint64_t> keys,
+            Array<double> temperatures) {
+    same(keys.size(), scores.shape(0));
+    same(temperatures.size(), scores.shape(0));
+    const auto width = static_cast<std::int64_t>(scores.shape(1));
+    std::vector<std::int64_t> tokens(keys.size(), -1);
+    {
+        nb::gil_scoped_release release;
+        for (std::size_t i = 0; i < tokens.size() && width; ++i)
+            tokens[i] = regear::sample(scores.data() + static_cast<std::int64_t>(i) * width, width,
+                                       regear::Noise(keys.data()[i]), temperatures.data()[i]);
+    }
+    return given(std::move(tokens));
+}
+
 }  // namespace
 
 NB_MODULE(_suffix, module) {
     module.doc() = "Past texts as suffix automata, and guesses from them.";
+    module.def("choose", &choose, "scores"_a, "keys"_a, "temperatures"_a,
+               "argmax(scores / temperature + Gumbel noise) of every row, [R]; -1 where scores are not finite.");
     nb::class_<Guarded>(module, "Index", "Texts in flight and past ones, by group and generation.")
         .def(
             "__init__",

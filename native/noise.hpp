@@ -12,12 +12,14 @@ namespace regear {
 
 class Noise {
 public:
-    Noise(std::uint64_t seed, std::uint64_t position) {
-        constexpr std::uint64_t kGolden = 0x9e3779b97f4a7c15ull;
-        const std::uint64_t key = mixed(mixed(mixed(seed + kGolden) + kGolden) ^ mixed(position + kGolden));
-        low_ = static_cast<std::uint32_t>(key);
-        high_ = static_cast<std::uint32_t>(key >> 32);
-    }
+    Noise(std::uint64_t seed, std::uint64_t position)
+        : Noise(mixed(mixed(mixed(seed + kGolden) + kGolden) ^ mixed(position + kGolden))) {}
+
+    explicit Noise(std::uint64_t key)
+        : low_(static_cast<std::uint32_t>(key)), high_(static_cast<std::uint32_t>(key >> 32)) {}
+
+    std::uint32_t low() const { return low_; }
+    std::uint32_t high() const { return high_; }
 
     // Gumbel noise of a token.
     double operator()(std::int32_t token) const {
@@ -27,6 +29,8 @@ public:
     }
 
 private:
+    static constexpr std::uint64_t kGolden = 0x9e3779b97f4a7c15ull;
+
     static std::uint32_t hashed(std::uint32_t x) {
         x = (x ^ (x >> 16)) * 0x7feb352du;
         x = (x ^ (x >> 15)) * 0x846ca68bu;

@@ -6,6 +6,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+def choose(scores: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64], temperatures: Array) -> Array: ...
+
 class Index:
     bytes: int
     tokens: int

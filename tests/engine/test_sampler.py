@@ -199,3 +199,26 @@ def test_half_precision_scores_are_sampled_in_float32():
     asked = places(*(ask(seed=i, top_p=0.9) for i in range(2000)))
     assert sampler.filtered(logits, asked).dtype == torch.float32
     assert torch.equal(sampler.choose(logits, asked), sampler.choose(logits.float(), asked))
+
+
+@pytest.mark.parametrize("width", [1, 7, 255, 256, 257, 1000, 5000])
+@pytest.mark.parametrize("temperature", [1e-3, 0.3, 0.7, 1.0, 5.0])
+def test_compiled_sampling_draws_what_all_the_noise_would(width, temperature):
+    generator = torch.Generator().manual_seed(width)
+    scores = torch.randn(64, width, generator=generator) * 4
+    scores[::5, ::3] = -torch.inf
+    scores[:, 0] = 0.0  # not all left out
+    where = places(*(Request([1], temperature=temperature, seed=seed) for seed in range(64)))
+    expected, found = sampler.noisy(scores, where), sampler.drawn(scores, where)
+    assert sampler.choose_native is not None
+    gaps = expected.max(1).values - expected.gather(1, found.unsqueeze(1)).squeeze(1)
+    assert gaps.abs().max() < 1e-5 * max(1, 1 / temperature)  # the same token but where two are as good
+    assert (found == expected.argmax(1)).float().mean() > 0.98
+
+
+def test_compiled_sampling_leaves_scores_that_are_no_numbers_to_torch():
+    scores = torch.randn(3, 300)
+    scores[1, 5] = torch.inf
+    scores[2] = torch.nan
+    where = places(*(Request([1], temperature=0.7, seed=seed) for seed in range(3)))
+    assert sampler.drawn(scores, where).tolist() == sampler.noisy(scores, where).argmax(1).tolist()

@@ -5,6 +5,7 @@
 Shape letters: R places to fill, V vocabulary.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,10 @@ import torch
 
 from regear.engine.types import Request
 from regear.ops.noise import gumbel, keys
+
+choose_native: Any = None  # where it is not built, torch does the same in more steps
+with suppress(ImportError):
+    from regear._suffix import choose as choose_native
 
 Array = npt.NDArray[Any]
 
@@ -50,11 +55,28 @@ def choose(logits_RV: torch.Tensor, places: Places) -> torch.Tensor:
             penalise(logits_RV[row], request, prompt, before)
     sampled = np.flatnonzero(places.temperature > COLD)
     if len(sampled) == len(places.temperature):
-        return noisy(logits_RV, places).argmax(-1)
+        return drawn(logits_RV, places)
     found = logits_RV.argmax(-1)
     if len(sampled):
         rows = torch.from_numpy(sampled).to(logits_RV.device)
-        found[rows] = noisy(logits_RV[rows], places.only(sampled)).argmax(-1)
+        found[rows] = drawn(logits_RV[rows], places.only(sampled))
+    return found
+
+
+def drawn(logits_RV: torch.Tensor, places: Places) -> torch.Tensor:
+    """The maximum of scores with noise, int64 [R]; temperatures above 0.
+
+    Float32 on a CPU from which nothing is left out goes to compiled code, which makes noise only where it may decide.
+    """
+    whole = not places.top_k.any() and not places.min_p.any() and not (places.top_p < 1).any()
+    if choose_native is None or not whole or logits_RV.device.type != "cpu" or logits_RV.dtype != torch.float32:
+        return noisy(logits_RV, places).argmax(-1)
+    scores = logits_RV.detach().contiguous().numpy()
+    found = torch.from_numpy(
+        choose_native(scores, keys(places.seed, places.position), places.temperature.astype(np.float64))
+    )
+    if len(odd := np.flatnonzero(found.numpy() < 0)):  # scores that are not finite
+        found[torch.from_numpy(odd)] = noisy(logits_RV[torch.from_numpy(odd)], places.only(odd)).argmax(-1)
     return found
 
 
