@@ -91,7 +91,9 @@ class ByEquation(Fixed):
         forwards = (best_forwards_as_printed if self.printed else best_forwards)(*law, self.base, self.token)
         budget = (draft_tokens_as_printed if self.printed else draft_tokens)(*law, forwards)
         budget = np.minimum(budget, GUESSES[-1] * forwards)
-        self.shares = {int(g): p / min(forwards, length) for g, p, length in zip(rows[:, 0], budget, every, strict=True)}
+        self.shares = {
+            int(g): p / min(forwards, length) for g, p, length in zip(rows[:, 0], budget, every, strict=True)
+        }
 
     def width(self, text):
         if text.request.group not in self.shares:

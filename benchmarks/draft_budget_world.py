@@ -105,7 +105,9 @@ class Run:
         return {**vars(self), "tokens_per_second": self.written / self.seconds, "per_step": self.written / self.steps}
 
 
-def rollout(policy, oracle: Oracle, batch: list[Sample], slots: int, cost, cap: int, widest: int, seed: int, first: int = 0) -> Run:
+def rollout(
+    policy, oracle: Oracle, batch: list[Sample], slots: int, cost, cap: int, widest: int, seed: int, first: int = 0
+) -> Run:
     """Write a batch with so many slots; texts are admitted in their order, numbered from `first`."""
     clock, random = oracle.clock, np.random.default_rng([seed, 99])
     start, buffer = clock.now, np.zeros(cap + 1, np.int32)

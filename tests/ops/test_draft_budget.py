@@ -41,7 +41,7 @@ def test_no_number_of_passes_on_a_fine_grid_is_better(batch):
 @settings(max_examples=40, deadline=None)
 @given(batches(capacity=(1.0, 1.0)))
 def test_with_a_capacity_of_one_the_printed_equations_hold(batch):
-    lengths, alpha, k, base, token = batch
+    lengths, alpha, k, *_ = batch
     best = best_forwards(*batch)
     assert best_forwards_as_printed(*batch) == pytest.approx(best)
     np.testing.assert_allclose(
@@ -52,7 +52,7 @@ def test_with_a_capacity_of_one_the_printed_equations_hold(batch):
 @settings(max_examples=40, deadline=None)
 @given(batches())
 def test_guesses_leave_each_text_as_many_passes_as_were_wanted(batch):
-    lengths, alpha, k, base, token = batch
+    lengths, alpha, k, *_ = batch
     best = best_forwards(*batch)
     left = lengths - accepted(draft_tokens(lengths, alpha, k, best), lengths, alpha, k)
     np.testing.assert_allclose(left, np.minimum(lengths, best), rtol=1e-9)
@@ -72,16 +72,15 @@ def test_prices_share_out_the_base(batch):
 
 @settings(max_examples=40, deadline=None)
 @given(batches())
-def test_a_price_is_what_a_shorter_text_saves(batch):
-    """The slope of the least J in each length, where only the free part of the text counts: dJ/dl at a fixed p/l."""
-    lengths, alpha, k, base, token = batch
+def test_at_its_price_one_more_guess_of_a_text_just_pays(batch):
+    lengths, alpha, k, _, token = batch
     found, best = prices(*batch), best_forwards(*batch)
+    drafted = draft_tokens(lengths, alpha, k, best)
     for i in np.flatnonzero(lengths > best * (1 + 1e-3)):
-        spared = accepted(draft_tokens(lengths, alpha, k, best), lengths, alpha, k)[i]
-        more = draft_tokens(lengths, alpha, k, best)[i]
-        step = 1e-4 * more
-        gain = accepted(more + step, lengths[i], alpha[i], k[i]) - spared
-        assert gain / step * found[i] == pytest.approx(token, rel=1e-2)
+        law = lengths[i], alpha[i], k[i]
+        step = 1e-4 * drafted[i]
+        kept = (accepted(drafted[i] + step, *law) - accepted(drafted[i] - step, *law)) / (2 * step)
+        assert kept * found[i] == pytest.approx(token, rel=1e-2)
 
 
 def test_longer_texts_get_more_and_short_ones_none():

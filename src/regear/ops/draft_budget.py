@@ -3,8 +3,8 @@
     A = k l (1 − exp(−α p / l))                 tokens of a text of length l that p guessed tokens spare a forward pass
     J(F) = base · F + token · Σ p(F)            F = max (l − A) forward passes, seconds
 
-Source: DAS (arXiv 2511.13841). Its equations 7 and 9 hold for k = 1 only: with k < 1 the printed guesses leave more than
-F passes, for k multiplies where it must divide. They stand here beside the corrected forms, to be compared with.
+Source: DAS (arXiv 2511.13841). Its equations 7 and 9 hold for k = 1 only: with k < 1 the printed guesses leave more
+than F passes, for k multiplies where it must divide. They stand here beside the corrected forms, to be compared with.
 
 Shape letters: N texts. A capacity k is in (0, 1], an efficiency α above 0, `base` and `token` are seconds above 0.
 """

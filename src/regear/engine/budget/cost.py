@@ -2,8 +2,9 @@
 
 The curve is continuous, linear between powers of two and never falls: flat while weights are read, linear where
 products decide, with a knee wherever the machine has one. Steps of nearly the same number of tokens count as one point,
-the median of the last few, so that a neighbour who takes the processor now and then changes nothing; a point counts for
-less the older it is. Where nothing was measured the time grows with the root of the number of tokens.
+the median of the last few, so that a neighbour who takes the processor now and then changes nothing. A point counts for
+less the older it is, and the sooner the fewer its steps, so that a size that took long once is tried again. Beyond what was measured a token costs what it does beside it; from one size alone the time grows
+with the root of the number of tokens.
 """
 
 from collections import deque
@@ -16,13 +17,12 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-LARGEST = 16  # log2 of the largest number of tokens with a knot of its own
 FINE = 4  # points an octave
 SAMPLES = 9  # steps that a point is the median of
-HALF_LIFE = 128  # steps after which a point counts for half
+HALF_LIFE = 10  # steps for each that a point is the median of, after which it counts for half
 REFIT = 8  # steps after which a curve of many steps is fitted anew
-PRIOR = 0.05  # weight of the root law between two knots; a step that was just measured weighs 1
-KNOTS = 2.0 ** np.arange(LARGEST + 1)
+ROOT, STEADY = 0.02, 0.1  # weights of the root law between two knots and of an even slope; a step just measured: 1
+KNOTS = 2.0 ** np.arange(40)
 
 
 @dataclass
@@ -47,7 +47,7 @@ class StepCost:
     def __init__(self) -> None:
         self.points: dict[int, _Point] = {}
         self.count = self.fitted = 0
-        self.values: Array = np.zeros(len(KNOTS))
+        self.values: Array = np.zeros(2)
 
     @property
     def known(self) -> bool:
@@ -56,26 +56,21 @@ class StepCost:
 
     def observe(self, tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long."""
-        self.count += 1
         point = self.points.setdefault(round(FINE * log2(tokens)), _Point())
+        self.count += 1
         point.add(tokens, seconds)
         point.last = self.count
-
-    def measured(self, tokens: int) -> int:
-        """How many of the steps that are remembered had nearly so many tokens."""
-        point = self.points.get(round(FINE * log2(tokens)))
-        return len(point.steps) if point else 0
 
     def seconds(self, tokens: npt.ArrayLike) -> Array:
         """What steps of so many tokens take, in the shape of `tokens`, which may be fractions; 0 for 0 tokens.
 
-        Beyond the last knot the time grows as between the last two.
+        Beyond the last knot a token costs what it does between the last two.
         """
         self._fit()
         wanted = np.asarray(tokens, np.float64)
-        found = np.interp(wanted, np.concatenate([[0.0], KNOTS]), np.concatenate([[0.0], self.values]))
-        slope = (self.values[-1] - self.values[-2]) / (KNOTS[-1] - KNOTS[-2])
-        return found + np.maximum(wanted - KNOTS[-1], 0) * slope
+        knots, values = np.concatenate([[0.0], KNOTS[: len(self.values)]]), np.concatenate([[0.0], self.values])
+        slope = (values[-1] - values[-2]) / (knots[-1] - knots[-2])
+        return np.interp(wanted, knots, values) + np.maximum(wanted - knots[-1], 0) * slope
 
     def marginal(self, tokens: int, more: int = 1) -> float:
         """Seconds a token that `more` tokens add to a step of so many."""
@@ -83,7 +78,7 @@ class StepCost:
         return float(after - before) / more
 
     def _fit(self) -> None:
-        """Weighted least squares of relative errors on what was measured and on the root law, then never falling."""
+        """Weighted least squares of relative errors on what was measured and on both priors, then never falling."""
         if self.count - self.fitted < min(REFIT, 1 + self.fitted // REFIT):
             return
         self.fitted = self.count
@@ -91,25 +86,28 @@ class StepCost:
         tokens, seconds = np.array([(point.tokens, point.seconds) for point in points]).T
         age = np.array([self.count - point.last for point in points])
         held = np.array([len(point.steps) for point in points])
-        trust = np.sqrt(held * 0.5 ** (age / HALF_LIFE))
-        left, right = KNOTS[:-1], KNOTS[1:]
-        law = np.sqrt(KNOTS) * median(seconds / np.sqrt(tokens))  # of the right size, to weigh by
-        measured = _hats(tokens) * (trust / seconds)[:, None]
-        roots = np.zeros((len(left), len(KNOTS)))
-        rows = np.arange(len(left))
-        roots[rows, rows], roots[rows, rows + 1] = -PRIOR * np.sqrt(right / left) / law[1:], PRIOR / law[1:]
-        matrix = np.concatenate([measured, roots])
-        wanted = np.concatenate([trust, np.zeros(len(left))])
+        trust = np.sqrt(held * 0.5 ** (age / (HALF_LIFE * held)))
+        order = np.argsort(tokens)
+        knots = KNOTS[: max(3, int(np.ceil(np.log2(tokens.max()))) + 2)]
+        usual = np.interp(knots, tokens[order], seconds[order])  # what errors are relative to
+        measured = _hats(tokens, len(knots)) * (trust / seconds)[:, None]
+        here, next_ = np.eye(len(knots))[:-1], np.eye(len(knots))[1:]
+        root = ROOT * (next_ - np.sqrt(2) * here) / usual[1:, None]
+        even = STEADY * ((next_ - here)[1:] - 2 * (next_ - here)[:-1]) / usual[2:, None]
+        matrix = np.concatenate([measured, root, even])
+        wanted = np.concatenate([trust, np.zeros(len(root) + len(even))])
         normal = matrix.T @ matrix
         values = np.linalg.solve(normal, matrix.T @ wanted)
+        least = usual * np.minimum(1, knots / tokens.min())  # fewer tokens spare no more than their share
+        values = np.where(knots < tokens.min(), np.maximum(values, least), values)
         self.values = _never_falling(values, np.diag(normal))
 
 
-def _hats(tokens: Array) -> Array:
+def _hats(tokens: Array, knots: int) -> Array:
     """What each knot counts for at each number of tokens, [points, knots]: linear between the two beside it."""
-    left = np.clip(np.log2(tokens).astype(int), 0, LARGEST - 1)
+    left = np.clip(np.log2(tokens).astype(int), 0, knots - 2)
     share = (tokens - KNOTS[left]) / (KNOTS[left + 1] - KNOTS[left])
-    found = np.zeros((len(tokens), len(KNOTS)))
+    found = np.zeros((len(tokens), knots))
     rows = np.arange(len(tokens))
     found[rows, left], found[rows, left + 1] = 1 - share, share
     return found

@@ -1,4 +1,4 @@
-"""When a drafter is asked at all: not where what it saved, by the clock, does not pay for asking it and for its guesses.
+"""When a drafter is asked at all: not where what it saved, by the clock, does not pay for asking and for its guesses.
 
 Then it rests, twice as long each time, and is tried again. A step without guesses is let through now and then, to be
 timed.

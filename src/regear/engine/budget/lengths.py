@@ -50,7 +50,7 @@ class _Epochs:
 
 @dataclass
 class _Law:
-    """What is known under one cap: the chance to end, how much is left, and the sum of −log(1 − h), by parts written."""
+    """What is known under one cap: by parts written the chance to end, how much is left, and the sum of −log(1 − h)."""
 
     version: tuple[int, int]
     hazard: Array

@@ -5,48 +5,36 @@ soonest: a guess pays where its chance times its text's price, the seconds that 
 batch, is above the time it adds to this step. Until texts leave without others in their place there is no last text in
 sight, and it does as `throughput` does.
 
-Guesses change no text, so neither do clocks; `record` hears of every decision, and `Replay` takes the same ones again.
+Guesses change no text, so neither do clocks; `record` hears of every decision, and `record.Replay` takes the same ones
+again.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from regear.core.errors import RecipeError
-from regear.engine.budget.choose import Counts, Offer, most_seconds_saved, most_tokens_a_second
+from regear.engine.budget.choose import Array, Counts, Offer, most_seconds_saved, most_tokens_a_second
 from regear.engine.budget.cost import StepCost
-from regear.engine.budget.guard import Guard, Kind
+from regear.engine.budget.guard import Guard
 from regear.engine.budget.lengths import Lengths
-from regear.engine.budget.prices import Array, makespan_prices, round_seconds
-from regear.engine.drafters.base import NOTHING, Drafter, Outcome, Text, Tokens
+from regear.engine.budget.record import Record, Step
+from regear.engine.budget.weighed import Weighed
+from regear.engine.budget.worlds import Worlds
+from regear.engine.drafters.base import NOTHING, Outcome, Text, Tokens
 from regear.engine.types import Request
 
 Mode = Literal["throughput", "makespan"]
-Record = dict[str, Any]
 
-WORLDS = 32  # in which the lengths of texts are drawn
-STALE = 16  # steps after which prices are found anew
 SLACK = 0.5  # of the chance that pays: what a drafter is asked for, so that it can be learned what stands
 LEAST, CERTAIN = 0.02, 0.98  # bounds of that; a text whose guesses would have to be surer is not asked for
 EXTRA = 0.1  # of a step's time: what guesses may add to a step of a trial
 MEMORY, PRIOR = 0.98, 4.0  # weight of the past in how far chances came true; tokens that count as having done so
 HELD_UP = 1.5  # times what a step should take; one that takes longer was held up by something else
 WIDEST = 32  # guesses a text whose fate is averaged for the time of a round
-
-
-class Weighed(Drafter, Protocol):
-    """A drafter that knows how likely its guesses are to stand."""
-
-    def propose_weighed(self, texts: Sequence[Text], most: Counts, least: Array) -> tuple[list[Tokens], list[Array]]:
-        """A guess for each text, and for each of its tokens the chance to stand with all before it, never rising.
-
-        A guess has at most `most[i]` tokens and ends before the first with a chance below `least[i]`.
-        """
-        ...
 
 
 class Budget:
@@ -105,7 +93,7 @@ class Budget:
             return np.full(count, float(self.cost.seconds(count)) / count)
         return self.worlds.prices(texts, self.lengths, self.cost, self.kept)
 
-    def _ask(self, step: "Step", texts: Sequence[Text], most: Counts) -> list[Tokens]:
+    def _ask(self, step: Step, texts: Sequence[Text], most: Counts) -> list[Tokens]:
         """Guesses for the texts for which any could pay."""
         count, faith = len(texts), self._faith()
         added = self.cost.marginal(count, max(1, count // 8))
@@ -116,7 +104,9 @@ class Budget:
         if not len(asked):
             return [NOTHING] * count
         start = self.clock()
-        found, chances = self.drafter.propose_weighed([texts[i] for i in asked], most[asked], step.least[asked])
+        found, chances = self.drafter.propose_weighed(
+            [texts[i] for i in asked.tolist()], most[asked], step.least[asked]
+        )
         step.drafting = self.clock() - start
         step.asked = True
         guesses, believed = [NOTHING] * count, [np.empty(0)] * count
@@ -127,7 +117,7 @@ class Budget:
         step.hoped = sum(float(found[:n].sum()) for found, n in zip(believed, step.counts, strict=True)) / faith
         return [guess[:n] for guess, n in zip(guesses, step.counts, strict=True)]
 
-    def _choose(self, step: "Step", chances: list[Array]) -> Counts:
+    def _choose(self, step: Step, chances: list[Array]) -> Counts:
         """How many tokens each text gets."""
         count = len(chances)
         if self.mode == "throughput" or count >= self.peak:
@@ -160,7 +150,7 @@ class Budget:
             self._learn(step, self.clock() - step.began, {one.number: one.kept for one in outcomes})
         self.drafter.observe(outcomes)
 
-    def _learn(self, step: "Step", seconds: float, kept: dict[int, int]) -> None:
+    def _learn(self, step: Step, seconds: float, kept: dict[int, int]) -> None:
         count, guessed = len(step.numbers), int(step.counts.sum())
         self.cost.observe(count + guessed, seconds)
         if step.asked:
@@ -193,95 +183,3 @@ def _ended(request: Request, tokens: Tokens, written: int) -> bool:
     if int(tokens[-1]) in request.stop_tokens:
         return True
     return bool(request.stop) and written < request.max_tokens
-
-
-class Worlds:
-    """Prices of texts, found anew when texts come or go and every few steps."""
-
-    def __init__(self) -> None:
-        self.random = np.random.default_rng(0)
-        self.risks: dict[int, Array] = {}
-        self.held: dict[int, float] = {}
-        self.age = STALE
-
-    def stale(self) -> None:
-        """Texts came or went."""
-        self.age = STALE
-
-    def prices(self, texts: Sequence[Text], lengths: Lengths, cost: StepCost, kept: Array) -> Array:
-        """Seconds that a kept token of each text is worth."""
-        self.age += 1
-        if self.age >= STALE or any(text.number not in self.held for text in texts):
-            self.age = 0
-            left = np.stack([self._left(text, lengths) for text in texts], 1)
-            found = makespan_prices(left, round_seconds(len(texts), cost.seconds, kept))
-            self.held = {text.number: price for text, price in zip(texts, found.tolist(), strict=True)}
-        return np.array([self.held[text.number] for text in texts])
-
-    def _left(self, text: Text, lengths: Lengths) -> Array:
-        risks = self.random.permutation(-np.log1p(-(np.arange(WORLDS) + 0.5) / WORLDS))
-        return lengths.draws(text.request.group, len(text.tokens) - text.prompt, text.request.max_tokens, risks)
-
-
-class Step:
-    """A step and what was decided about it."""
-
-    def __init__(self, kind: Kind, numbers: list[int], worth: Array, counts: Counts) -> None:
-        self.kind, self.numbers, self.worth, self.counts = kind, numbers, worth, counts
-        self.least: Array = np.ones(len(numbers))
-        self.began = self.drafting = self.hoped = 0.0
-        self.asked = False
-
-    def row(self, number: int, seconds: float) -> Record:
-        """The decision for JSON."""
-        return {
-            "step": number,
-            "kind": self.kind,
-            "rows": self.numbers,
-            "tokens": len(self.numbers) + int(self.counts.sum()),
-            "thresholds": [round(least, 4) for least in self.least.tolist()],
-            "counts": self.counts.tolist(),
-            "drafting": self.drafting,
-            "seconds": seconds,
-        }
-
-
-class Replay:
-    """A weighed drafter whose guesses are cut as a recorded run cut them, without clocks.
-
-    Args:
-        rows: what `Budget` recorded, in order; after the last one nothing is guessed.
-    """
-
-    def __init__(self, rows: Sequence[Record], drafter: Weighed) -> None:
-        self.rows, self.drafter, self.step = list(rows), drafter, 0
-
-    def propose(self, texts: Sequence[Text], most: Counts) -> list[Tokens]:
-        """The guesses of the recorded step.
-
-        Raises:
-            RecipeError: other texts are in flight than in the recorded step.
-        """
-        if self.step >= len(self.rows):
-            return [NOTHING] * len(texts)
-        row = self.rows[self.step]
-        self.step += 1
-        numbers = [text.number for text in texts]
-        if numbers != row["rows"]:
-            raise RecipeError(f"step {row['step']} of the record has texts {row['rows']}; found {numbers}: replay the requests that were recorded")  # noqa: E501
-        counts = np.minimum(np.array(row["counts"], np.int64), most)
-        asked = np.flatnonzero(counts > 0)
-        guesses = [NOTHING] * len(texts)
-        if len(asked):
-            found, _ = self.drafter.propose_weighed([texts[i] for i in asked], counts[asked], np.zeros(len(asked)))
-            for i, guess in zip(asked.tolist(), found, strict=True):
-                guesses[i] = guess
-        return guesses
-
-    def observe(self, outcomes: Sequence[Outcome]) -> None:
-        """Pass on what became of the guesses."""
-        self.drafter.observe(outcomes)
-
-    def finish(self, number: int, tokens: Tokens, prompt: int, group: Hashable) -> None:
-        """Pass on that a text has ended."""
-        self.drafter.finish(number, tokens, prompt, group)

@@ -1,10 +1,10 @@
 """Seconds that a kept token is worth to the end of the last text, by how much is left of every text.
 
 With m texts in flight a round in which each gets a token takes G(m) seconds. Texts that end after r_1 ≤ r_2 ≤ … rounds
-take Σ (r_i − r_(i−1)) G(number still in flight); one token less of a text therefore saves G(m) − G(m − 1), where m texts,
-itself among them, are in flight at its end: all of G(1) for the last text, for others what their own token costs. How
-much is left is not known, so the mean over possible worlds is taken. Prices of a batch of N sum to G(N), as those of
-DAS's corrected budget sum to its base.
+take Σ (r_i − r_(i−1)) G(number still in flight); one token less of a text therefore saves G(m) − G(m − 1), where m
+texts, itself among them, are in flight at its end: all of G(1) for the last text, for others what their own token
+costs. How much is left is not known, so the mean over possible worlds is taken. Prices of a batch of N sum to G(N), as
+those of DAS's corrected budget sum to its base.
 
 Shape letters: N texts, W worlds, K guesses a text.
 """
@@ -36,7 +36,13 @@ def makespan_prices(left_WN: Array, rounds: Array) -> Array:
 
 
 def round_seconds(texts: int, seconds: Seconds, kept_K: Array) -> Array:
-    """G(0) to G(N): with as many guesses for each text as are best, where `kept_K[j]` of 0 … K guesses stand on average."""
+    """G(0) to G(N), where the last text has as many guesses as are best, and every other one adds a token without.
+
+    Args:
+        kept_K: how many of 0 to K guesses of a text stand on average.
+    """
     widths = 1 + np.arange(len(kept_K))
-    times = seconds(np.arange(texts + 1)[:, None] * widths) / (1 + kept_K)
-    return np.maximum.accumulate(times.min(1))
+    last = (seconds(widths) / (1 + kept_K)).min()
+    found = last + seconds(np.arange(texts + 1)) - seconds(1)
+    found[0] = 0.0
+    return found
