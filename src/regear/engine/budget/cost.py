@@ -2,9 +2,10 @@
 
 The curve is continuous, linear between powers of two and never falls: flat while weights are read, linear where
 products decide, with a knee wherever the machine has one. Steps of nearly the same number of tokens count as one point,
-the median of the last few, so that a neighbour who takes the processor now and then changes nothing. A point counts for
-less the older it is, and the sooner the fewer its steps, so that a size that took long once is tried again. Beyond what was measured a token costs what it does beside it; from one size alone the time grows
-with the root of the number of tokens.
+the median of the last few, so that a neighbour who takes the processor now and then changes nothing. A point
+counts for less the older it is, and the sooner the fewer its steps, so that a size that took long once is tried again.
+Beyond what was measured a token costs what it does beside it; from one size alone the time grows with the root of the
+number of tokens.
 """
 
 from collections import deque
@@ -19,7 +20,7 @@ Array = npt.NDArray[np.float64]
 
 FINE = 4  # points an octave
 SAMPLES = 9  # steps that a point is the median of
-HALF_LIFE = 10  # steps for each that a point is the median of, after which it counts for half
+YOUNG, OLD = 10, 200  # steps after which a point of one step, and one of many, counts for half
 REFIT = 8  # steps after which a curve of many steps is fitted anew
 ROOT, STEADY = 0.02, 0.1  # weights of the root law between two knots and of an even slope; a step just measured: 1
 KNOTS = 2.0 ** np.arange(40)
@@ -86,7 +87,7 @@ class StepCost:
         tokens, seconds = np.array([(point.tokens, point.seconds) for point in points]).T
         age = np.array([self.count - point.last for point in points])
         held = np.array([len(point.steps) for point in points])
-        trust = np.sqrt(held * 0.5 ** (age / (HALF_LIFE * held)))
+        trust = np.sqrt(held * 0.5 ** (age / np.minimum(YOUNG * held**2, OLD)))
         order = np.argsort(tokens)
         knots = KNOTS[: max(3, int(np.ceil(np.log2(tokens.max()))) + 2)]
         usual = np.interp(knots, tokens[order], seconds[order])  # what errors are relative to

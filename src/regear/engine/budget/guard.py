@@ -5,11 +5,14 @@ timed.
 """
 
 from collections import deque
+from math import log2
+from statistics import mean, stdev
 from typing import Literal
 
 FRESH = 64  # steps with guesses after which one without is timed again
 FIRST = 2  # steps without guesses before the first with
 PAUSE, LONGEST = 32, 512  # steps of the first pause, and of the longest
+DOUBT = 1.0  # standard errors that a loss must be above
 WINDOW, TRIAL = 16, 4  # steps that are judged together, and those of a trial
 
 Kind = Literal["guess", "try", "time", "rest"]
@@ -22,9 +25,17 @@ class Guard:
         self.saved: deque[float] = deque(maxlen=WINDOW)
         self.pause, self.trial = PAUSE, False
         self.rest = self.since = self.timed = 0
+        self.crowd = 0.0
 
-    def next(self) -> Kind:
-        """`guess`; `try`, with a few guesses more than seem to pay, to learn from; `time` or `rest` without any."""
+    def next(self, texts: int) -> Kind:
+        """`guess`; `try`, with a few guesses more than seem to pay, to learn from; `time` or `rest` without any.
+
+        A rest ends where twice as many texts, or half as many, are in flight as at its begin.
+        """
+        if not self.rest:
+            self.crowd = log2(texts)
+        elif abs(log2(texts) - self.crowd) >= 1:
+            self.rest, self.pause = 0, PAUSE
         if self.rest:
             self.rest -= 1
             return "rest"
@@ -40,7 +51,7 @@ class Guard:
         self.saved.append(saved)
         if len(self.saved) < (TRIAL if self.trial else WINDOW):
             return
-        if sum(self.saved) > 0:
+        if mean(self.saved) + DOUBT * stdev(self.saved) / len(self.saved) ** 0.5 > 0:
             self.trial = False
             if len(self.saved) == WINDOW:
                 self.pause = PAUSE

@@ -67,7 +67,7 @@ class Budget:
     def propose(self, texts: Sequence[Text], most: Counts) -> list[Tokens]:
         """The drafter's guesses, cut to those that pay."""
         self._meet(texts)
-        kind = self.guard.next() if self.cost.known and most.any() else "time"
+        kind = self.guard.next(len(texts)) if self.cost.known and most.any() else "time"
         step = Step(kind, [text.number for text in texts], np.zeros(len(texts)), np.zeros(len(texts), np.int64))
         guesses = [NOTHING] * len(texts)
         if kind in ("guess", "try"):

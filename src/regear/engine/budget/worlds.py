@@ -11,6 +11,7 @@ from regear.engine.budget.prices import makespan_prices, round_seconds
 from regear.engine.drafters.base import Text
 
 WORLDS = 32  # in which the lengths of texts are drawn
+DOUBT = 0.2  # how likely it is that nothing drawn holds, and each text is as likely as another to be the last
 STALE = 16  # steps after which prices are found anew
 
 
@@ -32,7 +33,8 @@ class Worlds:
         if self.age >= STALE or any(text.number not in self.held for text in texts):
             self.age = 0
             left = np.stack([self._left(text, lengths) for text in texts], 1)
-            found = makespan_prices(left, round_seconds(len(texts), cost.seconds, kept))
+            rounds = round_seconds(len(texts), cost.seconds, kept)
+            found = (1 - DOUBT) * makespan_prices(left, rounds) + DOUBT * rounds[-1] / len(texts)
             self.held = {text.number: price for text, price in zip(texts, found.tolist(), strict=True)}
         return np.array([self.held[text.number] for text in texts])
 
