@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from regear.engine.budget.guard import LONGEST, Guard
 
 
@@ -20,7 +22,7 @@ def test_what_pays_is_asked_and_a_step_without_guesses_timed_now_and_then():
 def test_what_does_not_pay_rests_ever_longer_and_is_tried_again():
     kinds = rests(-0.1)
     asked = [i for i, kind in enumerate(kinds) if kind in ("guess", "try")]
-    gaps = [after - before for before, after in zip(asked, asked[1:], strict=False) if after > before + 2]
+    gaps = [after - before for before, after in pairwise(asked) if after > before + 2]
     assert gaps[:3] == sorted(gaps[:3])
     assert max(gaps) > LONGEST
     assert len(asked) < 0.02 * len(kinds)

@@ -52,6 +52,12 @@ def line(base, token):
     return lambda tokens: base + token * tokens
 
 
+def fate(random, chance, guessed):
+    """How many of so many guesses stand."""
+    fallen = random.random(guessed) >= chance
+    return int(fallen.argmax()) if fallen.any() else guessed
+
+
 def decode(chance, step, steps=600, texts=4, widest=8, seed=0, mode="throughput", record=None, **guesses):
     """Seconds a token relative to no guesses, the guesses of each step, and the budget."""
     clock, random = Clock(), np.random.default_rng(seed)
@@ -65,8 +71,7 @@ def decode(chance, step, steps=600, texts=4, widest=8, seed=0, mode="throughput"
         clock.now += step(texts + guessed[-1]) * late
         outcomes = []
         for one, guess in zip(batch, found, strict=True):
-            fallen = random.random(len(guess)) >= chance
-            kept = int(fallen.argmax()) if fallen.any() else len(guess)
+            kept = fate(random, chance, len(guess))
             emitted += kept + 1
             outcomes.append(Outcome(one.number, len(guess), kept, guess[:1]))
         budget.observe(outcomes)
@@ -113,7 +118,7 @@ def test_a_modest_drafter_is_believed_more_in_time():
 
 def tail(counts, steps=200, cap=1000, mode="makespan", token=0.03, base=1.0, chance=0.5):
     """Guesses that texts with so many tokens written got, once others have left; all lengths are near the cap."""
-    clock = Clock()
+    clock, random = Clock(), np.random.default_rng(0)
     budget = Budget(Guesses(clock, chance), mode, clock)
     batch = [text(i, written, cap=cap) for i, written in enumerate(counts)]
     for _ in range(60):
@@ -128,7 +133,7 @@ def tail(counts, steps=200, cap=1000, mode="makespan", token=0.03, base=1.0, cha
         clock.now += base + token * (len(now) + sum(map(len, found)))
         budget.observe(
             [
-                Outcome(one.number, len(guess), min(1, len(guess)), guess[:1])
+                Outcome(one.number, len(guess), fate(random, chance, len(guess)), guess[:1])
                 for one, guess in zip(now, found, strict=True)
             ]
         )

@@ -174,8 +174,11 @@ class Budget:
         self.drafter.finish(number, tokens, prompt, group)
 
     def advance(self) -> None:
-        """An epoch ends: lengths of the oldest one are forgotten."""
+        """An epoch ends: lengths of the oldest one are forgotten, and the drafter hears of it where it has epochs."""
         self.lengths.advance()
+        advance = getattr(self.drafter, "advance", None)
+        if advance is not None:
+            advance()
 
 
 def _ended(request: Request, tokens: Tokens, written: int) -> bool:
