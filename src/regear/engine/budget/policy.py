@@ -10,7 +10,6 @@ again.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
@@ -56,7 +55,6 @@ class Budget:
             raise RecipeError(f"draft budget: found {mode}; wanted throughput or makespan")
         self.drafter, self.mode, self.clock, self.record = drafter, mode, clock, record
         self.cost, self.lengths, self.guard, self.worlds = StepCost(), Lengths(), Guard(), Worlds()
-        self.drafting: deque[float] = deque(maxlen=9)  # seconds a text
         self.requests: dict[int, Request] = {}
         self.stood = self.hoped = 0.0
         self.kept = np.zeros(1 + WIDEST)  # of so many guesses a text, on average
@@ -108,7 +106,7 @@ class Budget:
             [texts[i] for i in asked.tolist()], most[asked], step.least[asked]
         )
         step.drafting = self.clock() - start
-        step.asked = True
+        step.asked = asked.tolist()
         guesses, believed = [NOTHING] * count, [np.empty(0)] * count
         for i, guess, chance in zip(asked.tolist(), found, chances, strict=True):
             guesses[i], believed[i] = guess, np.minimum(1.0, np.asarray(chance) * faith)

@@ -21,7 +21,7 @@ class Step:
         self.kind, self.numbers, self.worth, self.counts = kind, numbers, worth, counts
         self.least: Array = np.ones(len(numbers))
         self.began = self.drafting = self.hoped = 0.0
-        self.asked = False
+        self.asked: list[int] = []  # texts that the drafter was asked for, by their place
 
     def row(self, number: int, seconds: float) -> Record:
         """The decision for JSON."""
@@ -30,7 +30,8 @@ class Step:
             "kind": self.kind,
             "rows": self.numbers,
             "tokens": len(self.numbers) + int(self.counts.sum()),
-            "thresholds": [round(least, 4) for least in self.least.tolist()],
+            "asked": self.asked,
+            "thresholds": self.least.tolist(),
             "counts": self.counts.tolist(),
             "drafting": self.drafting,
             "seconds": seconds,
@@ -38,7 +39,7 @@ class Step:
 
 
 class Replay:
-    """A weighed drafter whose guesses are cut as a recorded run cut them, without clocks.
+    """A weighed drafter that is asked as in a recorded run, and its guesses cut as there, without clocks.
 
     Args:
         rows: what `Budget` recorded, in order; after the last one nothing is guessed.
@@ -63,15 +64,13 @@ class Replay:
                 f"step {row['step']} of the record has texts {row['rows']}, found {numbers}; "
                 "replay the requests that were recorded, in their order"
             )
-        counts = np.minimum(np.array(row["counts"], np.int64), most)
-        asked = np.flatnonzero(counts > 0)
+        asked = row["asked"]
         guesses = [NOTHING] * len(texts)
-        if len(asked):
-            found, _ = self.drafter.propose_weighed(
-                [texts[i] for i in asked.tolist()], counts[asked], np.zeros(len(asked))
-            )
-            for i, guess in zip(asked.tolist(), found, strict=True):
-                guesses[i] = guess
+        if asked:
+            least = np.array(row["thresholds"])[asked]
+            found, _ = self.drafter.propose_weighed([texts[i] for i in asked], most[asked], least)
+            for i, guess in zip(asked, found, strict=True):
+                guesses[i] = guess[: row["counts"][i]]
         return guesses
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
