@@ -53,14 +53,6 @@ class Target:
     history: tuple[Path, ...] = ()
 
 
-class Weighed(Protocol):
-    """A drafter that knows how likely its guesses are to stand."""
-
-    def propose_weighed(self, texts: Sequence[Text], most: Array, least: Array) -> tuple[list[Tokens], list[Array]]:
-        """Guesses, and for each of their tokens the chance that it stands with all before it; none below `least[i]`."""
-        ...
-
-
 class Drafter(Protocol):
     """Guesses for a batch in one call. The engine calls all of it between its steps, from one thread."""
 

@@ -95,15 +95,16 @@ class SuffixDrafter:
     def finish(self, number: int, tokens: Tokens, prompt: int, group: Hashable) -> None:
         """The text is past; what it wrote stays."""
         read = self.read.pop(number, None)
-        if read is None:
+        if read is None:  # it was never asked about
+            self.learn(tokens[:prompt], tokens[prompt:], group)
             return
         self.index.extend(number, np.ascontiguousarray(tokens[read:]))
         self.index.finish(number)
 
     def learn(self, prompt: Tokens, tokens: Tokens, group: Hashable = None) -> None:
         """A past text."""
-        self.index.start(-1, self.routes.group(group, prompt), prompt)
-        self.index.extend(-1, tokens)
+        self.index.start(-1, self.routes.group(group, prompt), np.ascontiguousarray(prompt, np.int32))
+        self.index.extend(-1, np.ascontiguousarray(tokens, np.int32))
         self.index.finish(-1)
 
     def advance(self) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from regear.core.errors import DataError, RecipeError
 from regear.core.registry import Row, Table
@@ -65,11 +66,15 @@ def open_drafter(words: str, target: Target) -> Drafter | None:
     Raises:
         RecipeError: words that are not understood.
         IncompatibleModel: a drafter of another vocabulary.
+        DataError: past texts that cannot be read.
     """
+    from regear.engine.budget.policy import Budget
     from regear.engine.drafters.combine import Cascade
     from regear.engine.drafters.payoff import Payoff
 
-    drafters: list[Drafter] = [row.load()(argument, target) for row, argument in parse(words)]
+    drafters: list[Any] = [row.load()(argument, target) for row, argument in parse(words)]
     if not drafters:
         return None
-    return Payoff(drafters[0] if len(drafters) == 1 else Cascade(drafters))
+    if len(drafters) > 1:
+        return Payoff(Cascade(drafters))
+    return Budget(drafters[0]) if hasattr(drafters[0], "propose_weighed") else Payoff(drafters[0])
