@@ -116,14 +116,16 @@ def replayed(rollouts: Rollouts, number: int, texts: Epoch, slots: int, drafter:
 
 
 def contenders(rollouts: Rollouts, past: list[Epoch], rows: int) -> dict[str, Callable[[], Drafter | None]]:
-    """By name, each as it begins the last epoch."""
-    return {
+    """By name, each as it begins the last epoch; only where all texts run at once is one of them the last from the start."""
+    found: dict[str, Callable[[], Drafter | None]] = {
         "plain": lambda: None,
         "n-grams, as far as it pays": lambda: Payoff(NgramDrafter()),
         "suffix, all guesses": lambda: learned(rollouts, past),
         "suffix, budget": lambda: Budget(learned(rollouts, past), mode="throughput"),
-        "suffix, budget for the last": lambda: Budget(learned(rollouts, past), mode="makespan"),
     }
+    if rows >= len(rollouts.prompts):
+        found["suffix, budget for the last"] = lambda: Budget(learned(rollouts, past), mode="makespan")
+    return found
 
 
 def tail(run: Run, share: float = 0.1) -> float:
