@@ -20,10 +20,10 @@ from common import finish
 from engine_common import Run, engine_parser, load_stock, numbers, partings, verdict
 from engine_floor import floor, rates
 from engine_prompts import problems, questions, renamings
-from regear.engine.budget.policy import Budget
 
 from regear.cli.output import grid
 from regear.core.files import read_json, write_json
+from regear.engine.budget.policy import Budget
 from regear.engine.drafters.base import Drafter, Outcome, Text
 from regear.engine.drafters.ngram import NgramDrafter
 from regear.engine.drafters.payoff import Payoff
