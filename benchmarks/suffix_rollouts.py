@@ -116,7 +116,7 @@ def replayed(rollouts: Rollouts, number: int, texts: Epoch, slots: int, drafter:
 
 
 def contenders(rollouts: Rollouts, past: list[Epoch], rows: int) -> dict[str, Callable[[], Drafter | None]]:
-    """By name, each as it begins the last epoch; only where all texts run at once is one of them the last from the start."""
+    """By name, each as it begins the last epoch; with the makespan budget where all texts run at once."""
     found: dict[str, Callable[[], Drafter | None]] = {
         "plain": lambda: None,
         "n-grams, as far as it pays": lambda: Payoff(NgramDrafter()),
