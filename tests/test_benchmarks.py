@@ -14,6 +14,9 @@ DRIVERS = {
     "engine_verify": ["--context", "24", "--rows", "1,2", "--widths", "1,3", "--texts", "2", "--tokens", "6"],
     "engine_rollouts": ["--quick", "--tokens", "6"],
     "engine_exact": ["--prompts", "4", "--context", "16", "--tokens", "6"],
+    "suffix_index": [
+        *["--groups", "3", "--siblings", "4", "--length", "60", "--rows", "5", "--steps", "4", "--places", "9"]
+    ],
 }
 
 
@@ -113,3 +116,67 @@ def test_a_rate_counts_while_all_texts_decode(monkeypatch):
     assert run.rate() == pytest.approx(3 / 4)  # from 3 to 7: two tokens of one text and one of the other
     assert run.rate(whole=True) == pytest.approx(4 / 8)
     assert run.seconds() == 11
+
+
+def test_suffix_index_measures_every_cell(drive):
+    results = drive("suffix_index")["results"]
+    assert results["gate"]["regear, generations 1"]
+    assert results["gate"]["regear, generations 4"]
+    assert results["gate"]["places"] == 9
+    assert results["history"]["tokens"] == 3 * 4 * 60
+    assert {(row["side"], row["chunk"], row["generations"]) for row in results["appends"]} >= {
+        ("regear", 8, 1),
+        ("regear", 1, 4),
+    }
+    assert all(row["us_a_token"] > 0 for row in results["appends"])
+    assert {row["shared"] for row in results["queries"]} == {False, True}
+    for row in results["accepted"]["edited"]:
+        assert 0 <= row["accepted_a_step"] <= row["guessed_a_step"] <= row["limit"]
+    assert any("rival" in note for note in results["notes"])
+
+
+def test_suffix_index_notices_a_wrong_match(drive, monkeypatch):
+    monkeypatch.setattr("suffix_gate.plain", lambda *_: 1)
+    with pytest.raises(SystemExit, match="plain search"):
+        drive("suffix_index")
+
+
+def test_a_plain_search_for_the_longest_end(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    plain = importlib.import_module("suffix_gate").plain
+    rows = [np.array([1, 2, 3, 4]), np.array([5, 2, 3])]
+    assert plain(rows, np.array([9, 1, 2, 3]), True, 9) == 3
+    assert plain(rows, np.array([5, 2, 3]), False, 9) == 3
+    assert plain(rows, np.array([5, 2, 3]), True, 9) == 2  # nothing comes after all three
+    assert plain(rows, np.array([5, 2, 3]), False, 1) == 1
+    assert plain(rows, np.array([4, 5]), True, 9) == 1  # rows are apart
+    assert plain(rows, np.array([4]), True, 9) == 0
+
+
+def test_edited_texts_are_alike_and_differ(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    made = importlib.import_module("suffix_history")
+    tokens = np.arange(4000, dtype=np.int32)
+    copies = [made.edited(tokens, 0.1, 3000, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert np.array_equal(copies[0], copies[1])
+    assert not np.array_equal(copies[0], copies[2])
+    for copy in copies:
+        assert len(copy) == 3000
+        assert 0.05 < np.mean(np.diff(copy) != 1) < 0.15
+
+
+def test_replayed_texts_keep_what_comes_true(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    made, measure = importlib.import_module("suffix_history"), importlib.import_module("suffix_replay")
+    side = importlib.import_module("suffix_index_regear").Regear()
+    row = {"epoch": 0, "group": 7, "sample": 0, "prompt": [1, 2], "tokens": list(range(3, 40))}
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text("\n".join(json.dumps(row | {"epoch": epoch, "seed": 2**64 - 1}) for epoch in (1, 0)))
+    texts = made.rollouts(path)
+    texts.save(tmp_path / "texts.npz")
+    texts = made.Texts.load(tmp_path / "texts.npz")
+    assert texts.seeds == [2**64 - 1] * 2
+    found = measure.epochs(side, texts, 4)
+    assert found["by_epoch"][0] == 0  # nothing repeats
+    assert found["by_epoch"][1] == pytest.approx(29 / 8)  # 37 tokens in 8 steps: all but one of each were guessed
+    assert side.index.tokens == 2 * 39
