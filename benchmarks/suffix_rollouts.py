@@ -165,7 +165,7 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=320, help="at most, of each text")
     options.add_argument("--temperature", type=float, default=0.7)
     options.add_argument("--slots", default="4,16,128", help="texts in flight, with commas between")
-    options.add_argument("--only", help="contenders, by name, with commas between (plain always runs)")
+    options.add_argument("--only", help="contenders, by name, with semicolons between (plain always runs)")
     options.add_argument("--keep", type=Path, help="where the plain texts are kept for another run")
     options.add_argument("--quick", action="store_true", help="a rehearsal: 2 prompts, 2 samples, 24 tokens, 2 epochs")
     arguments = options.parse_args()
@@ -191,7 +191,7 @@ def main() -> None:
         runs: dict[str, list[Run]] = {}
         for _ in range(arguments.rounds):
             for name, make in contenders(rollouts, past, slots).items():
-                if name != "plain" and arguments.only and name not in arguments.only.split(","):
+                if name != "plain" and arguments.only and name not in arguments.only.split(";"):
                     continue
                 print(f"{slots} slots: {name}", file=sys.stderr)
                 runs.setdefault(name, []).append(rollouts.run(model, last, slots, make()))
