@@ -1,0 +1,77 @@
+"""The index and the oracle side by side: every operation goes to both, and both must answer alike."""
+
+import numpy as np
+
+from regear._suffix import Index
+from tests.native.oracle import Oracle
+
+
+def ints(values, kind=np.int32):
+    return np.array(values, kind)
+
+
+def start(index, number, group, prompt, seed=None):
+    index.start(number, group, ints(prompt), seed)
+
+
+def propose(index, number, most=8, least=0.0):
+    """Tokens and chances for one text."""
+    offsets, tokens, chances = index.propose(ints([number], np.int64), ints([most], np.int64), np.array([least]))
+    assert offsets.tolist() == [0, len(tokens)]
+    assert len(tokens) == len(chances) <= most
+    return tokens.tolist(), chances.tolist()
+
+
+class Pair:
+    def __init__(self, **settings):
+        self.index, self.oracle = Index(**settings), Oracle(**settings)
+
+    def check(self, numbers):
+        assert (self.index.tokens, self.index.groups) == (self.oracle.tokens(), self.oracle.groups())
+        for number in numbers:
+            assert self.index.matched(number) == self.oracle.matched(number)
+
+    def start(self, number, group, prompt, seed):
+        start(self.index, number, group, prompt, seed)
+        self.oracle.start(number, group, prompt, seed)
+
+    def append(self, number, token):
+        self.index.append(number, token)
+        self.oracle.extend(number, [token])
+
+    def extend(self, number, tokens):
+        self.index.extend(number, ints(tokens))
+        self.oracle.extend(number, tokens)
+
+    def many(self, numbers, tokens):
+        offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
+        self.index.extend_many(ints(numbers, np.int64), offsets, ints([t for part in tokens for t in part]))
+        for number, part in zip(numbers, tokens, strict=True):
+            self.oracle.extend(number, part)
+
+    def propose(self, numbers, most, least):
+        offsets, tokens, chances = self.index.propose(
+            ints(numbers, np.int64), ints(most, np.int64), np.array(least, np.float64)
+        )
+        for i, number in enumerate(numbers):
+            wanted, sure = self.oracle.propose(number, most[i], least[i])
+            part = slice(offsets[i], offsets[i + 1])
+            assert tokens[part].tolist() == wanted
+            np.testing.assert_allclose(chances[part], sure, rtol=1e-5)
+
+    def observe(self, numbers, guessed, kept):
+        self.index.observe(*(ints(part, np.int64) for part in (numbers, guessed, kept)))
+        for one in zip(numbers, guessed, kept, strict=True):
+            self.oracle.observe(*one)
+
+    def finish(self, number):
+        self.index.finish(number)
+        self.oracle.finish(number)
+
+    def advance(self):
+        self.index.advance()
+        self.oracle.advance()
+
+    def reload(self):
+        self.index = Index.load(self.index.save())
+        self.oracle.reload()
