@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "buffer.hpp"
 
@@ -29,6 +30,7 @@ struct Edge {
 class Automaton {
 public:
     static constexpr std::uint32_t kRoot = 0, kNone = 0xffffffffu;
+    static constexpr std::uint64_t kMostTokens = 1ull << 31;  // counts are of 32 bits
 
     Automaton() { states_.push({0, kNone, 0, 0, 0, 0}); }
 
@@ -72,10 +74,10 @@ public:
         out.array(edges_);
     }
 
-    // False: what was read is no automaton.
+    // False: what was read cannot even be walked; see sound.hpp for the rest.
     template <class In>
     bool load(In& in) {
-        if (!in.number(tokens_) || !in.array(states_) || !in.array(edges_) || !sound()) return false;
+        if (!in.number(tokens_) || !in.array(states_) || !in.array(edges_) || !in_range()) return false;
         hashed_ = 0;
         table_.resize(0);
         for (std::uint32_t v = 0; v < states_.size(); ++v)
@@ -205,19 +207,22 @@ private:
         return ((key * 0x9e3779b97f4a7c15ull) >> 29) & (table_.size() - 1);
     }
 
-    // Every index in range, every walk along links or edges ends.
-    bool sound() const {
+    // Every index in range, every edge in one list, every walk along links ends.
+    bool in_range() const {
         const std::size_t n = states_.size(), m = edges_.size();
         if (!n || n >= kTable || m >= kTable || states_[0].length || states_[0].link != kNone) return false;
+        std::vector<bool> listed(m);
+        std::size_t found = 0;
         for (std::size_t i = 0; i < n; ++i) {
             const State& s = states_[i];
             if (i && (s.link >= n || states_[s.link].length >= s.length)) return false;
-            if (s.to >= n || (s.more & ~kTable) > m || (s.more && !s.to) || s.more == kTable) return false;
-            if (s.to && states_[s.to].length <= s.length) return false;
+            if (s.to >= n || (s.more && !s.to) || s.more == kTable) return false;
+            for (std::uint32_t at = s.more & ~kTable; at; at = edges_[at - 1].next, ++found) {
+                if (at > m || listed[at - 1] || !edges_[at - 1].to || edges_[at - 1].to >= n) return false;
+                listed[at - 1] = true;
+            }
         }
-        for (std::size_t i = 0; i < m; ++i)
-            if (edges_[i].next > i || !edges_[i].to || edges_[i].to >= n) return false;
-        return true;
+        return found == m;
     }
 
     Buffer<State> states_;

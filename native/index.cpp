@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "snapshot.hpp"
+#include "sound.hpp"
 
 namespace regear {
 
@@ -40,7 +41,6 @@ void Index::start(std::int64_t number, std::string_view key, const std::int32_t*
 }
 
 void Index::extend(std::int64_t number, const std::int32_t* tokens, std::size_t count) {
-    constexpr std::size_t kSlice = 512;
     const auto found = rows_.find(number);
     if (found == rows_.end()) return;
     found->second.position += count;
@@ -112,7 +112,11 @@ void Index::begin(Scope& scope, const std::int32_t* prompt, std::size_t count) {
     const std::uint64_t name = name_of(prompt, count);
     const auto known = scope.group->generations.back().prompts.find(name);
     if (known == scope.group->generations.back().prompts.end()) {
-        write(scope, prompt, count);
+        for (std::size_t at = 0; at < count; at += kSlice) {
+            write(scope, prompt + at, std::min(kSlice, count - at));
+            make_room();
+        }
+        sync(scope);
         Generation& newest = scope.group->generations.back();
         newest.prompts.emplace(name, scope.cursors.back().state);
         account(newest);
@@ -155,7 +159,7 @@ void Index::write(Scope& scope, const std::int32_t* tokens, std::size_t count) {
 
 bool Index::full(const Generation& generation) const {
     return generation.counted > settings_.cap_bytes / (2 * settings_.generations) ||
-           generation.automaton->states() > (1u << 30);
+           generation.automaton->states() > (1u << 30) || generation.automaton->tokens() > Automaton::kMostTokens / 2;
 }
 
 void Index::account(Generation& generation) {
@@ -211,7 +215,7 @@ void Index::walk(Row& row) {
         for (std::size_t g = 0; g < generations.size(); ++g) {
             const double age = static_cast<double>(epoch_ - generations[g].epoch);
             const bool own = &scope == &row.scopes.front();
-            const double weight = (own ? 1 : kForeign) * std::pow(settings_.decay, age);
+            const double weight = (own ? 1 : kForeign) * std::max(std::pow(settings_.decay, age), kFaint);
             walkers_.push_back(
                 {generations[g].automaton.get(), scope.cursors[g].state, scope.cursors[g].length, weight, own});
         }
@@ -370,8 +374,10 @@ std::string Index::save() const {
     out.number(settings_.discount);
     out.number(epoch_);
     calibration_.save(out);
-    out.number<std::uint64_t>(used_.size());
+    const auto filled = [](const Group* group) { return !group->generations.empty(); };
+    out.number<std::uint64_t>(std::count_if(used_.begin(), used_.end(), filled));
     for (const Group* group : used_) {
+        if (!filled(group)) continue;
         out.text(group->key);
         out.number<std::uint64_t>(group->generations.size());
         for (const Generation& generation : group->generations) {
@@ -409,7 +415,7 @@ std::unique_ptr<Index> Index::load(std::string_view bytes) {
     if (!in.number(index->epoch_) || !index->calibration_.load(in) || !in.number(groups)) return nullptr;
     for (std::uint64_t i = 0; i < groups; ++i) {
         std::string key;
-        if (!in.text(key) || index->groups_.count(key) || !in.number(generations) ||
+        if (!in.text(key) || index->groups_.count(key) || !in.number(generations) || !generations ||
             generations > settings.generations)
             return nullptr;
         Group& group = index->group(key);
@@ -422,7 +428,7 @@ std::unique_ptr<Index> Index::load(std::string_view bytes) {
                 if (!in.number(name) || !in.number(state)) return nullptr;
                 one.prompts[name] = state;
             }
-            if (!one.automaton->load(in)) return nullptr;
+            if (!one.automaton->load(in) || !sound(*one.automaton)) return nullptr;
             for (const auto& [name, state] : one.prompts)
                 if (state >= one.automaton->states()) return nullptr;
             group.generations.push_back(std::move(one));
@@ -437,7 +443,7 @@ std::unique_ptr<Index> Index::load(std::string_view bytes) {
 bool sensible(const Settings& settings) {
     return settings.generations >= 1 && settings.generations <= 1024 && settings.decay > 0 && settings.decay <= 1 &&
            settings.cap_bytes >= (1u << 20) && settings.cap_bytes <= (1ull << 48) && settings.levels >= 1 &&
-           settings.levels <= 64 && settings.discount >= 0 && settings.discount <= 1;
+           settings.levels <= 64 && settings.discount >= 0 && settings.discount < 1;
 }
 
 }  // namespace regear

@@ -64,6 +64,8 @@ public:
         for (auto* part : {&stood_, &tried_})
             for (double& x : *part)
                 if (!in.number(x) || !(x >= 0 && x <= 1e6)) return false;
+        for (std::size_t i = 0; i < tried_.size(); ++i)
+            if (stood_[i] > tried_[i]) return false;
         return true;
     }
 
@@ -108,8 +110,10 @@ public:
 
 private:
     static constexpr std::uint64_t kRowBytes = 512, kGroupBytes = 512, kPromptBytes = 64;
+    static constexpr std::size_t kSlice = 512;          // tokens written between looks at the cap
     static constexpr std::uint64_t kToil = 1ull << 18;  // visits beyond the usual before a text begins anew
-    static constexpr double kForeign = 0.05;                    // weight of what other groups' texts say
+    static constexpr double kForeign = 0.05;            // weight of what other groups' texts say
+    static constexpr double kFaint = 1e-100;            // weight of a generation at least: shares of 0 are none
     static constexpr int kWide = 64;                    // continuations of a context that says nothing any more
 
     struct Generation {

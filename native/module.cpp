@@ -116,7 +116,7 @@ NB_MODULE(_suffix, module) {
                 if (!regear::sensible(settings))
                     throw nb::value_error(
                         "wanted generations from 1 to 1024, decay above 0 and at most 1, cap_bytes >= 1048576, "
-                        "levels from 1 to 64, discount from 0 to 1");
+                        "levels from 1 to 64, discount from 0 to below 1");
                 new (self) Guarded(std::make_unique<regear::Index>(settings));
             },
             "generations"_a = 8, "decay"_a = 0.9, "cap_bytes"_a = 1ull << 30, "shared"_a = false, "levels"_a = 3,
