@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := .venv-vllm
 
-.PHONY: setup demo test slow engines lint bench wheel clean
+.PHONY: setup demo test slow fuzz engines lint bench wheel clean
 
 setup: $(READY)
 
@@ -23,6 +23,12 @@ test: setup
 
 slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+# Ten million random operations on the suffix index, under sanitizers.
+fuzz:
+	cmake -S . -B build/fuzz -DREGEAR_FUZZ=ON
+	cmake --build build/fuzz
+	build/fuzz/fuzz 0 10000000
 
 # vLLM pins other versions, so it has an environment of its own (3.5 GB). Its optional media packages break the import.
 $(VLLM)/.ready: tests/engines/requirements.txt

@@ -23,7 +23,7 @@ inline std::uint64_t sum_of(const char* data, std::size_t size) {
         sum = mixed(sum ^ word) + 0x9e3779b97f4a7c15ull;
     }
     word = 0;
-    std::memcpy(&word, data, size);
+    if (size) std::memcpy(&word, data, size);
     return mixed(sum ^ word);
 }
 
