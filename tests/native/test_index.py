@@ -29,7 +29,9 @@ shapes = st.fixed_dictionaries(
 
 def rows(*parts):
     """Arguments of a call for several texts: a list for each part."""
-    return st.lists(st.tuples(number, *parts), min_size=1, max_size=3).map(lambda found: [*map(list, zip(*found))])
+    return st.lists(st.tuples(number, *parts), min_size=1, max_size=3).map(
+        lambda found: [*map(list, zip(*found, strict=True))]
+    )
 
 
 def operations(symbols):
@@ -61,31 +63,46 @@ def test_equals_a_search_through_all_texts(shape, calls):
     perform(Pair(**shape), calls)
 
 
-def random_calls(random, symbols, length):
+class Calls:
     """Operations that write more than those above, so that contexts are long and counts high."""
-    names = ["start", "append", "extend", "many", "propose", "observe", "finish", "advance", "reload"]
-    chances = np.array([6, 8, 10, 5, 12, 6, 2, 1, 0.3])
-    for name in random.choice(names, length, p=chances / chances.sum()):
-        some = random.permutation(NUMBERS)[: random.integers(1, 5)].tolist()
 
-        def tokens(most):
-            return random.integers(0, symbols, random.integers(0, most + 1)).tolist()
+    SHARES = dict(start=6, append=8, extend=10, many=5, propose=12, observe=6, finish=2, advance=1, reload=0.3)
 
-        def counts(low, high, some=some):
-            return random.integers(low, high + 1, len(some)).tolist()
+    def __init__(self, random, symbols):
+        self.random, self.symbols = random, symbols
 
-        yield (
-            name,
-            {
-                "start": lambda: (some[0], GROUPS[random.integers(2)], tokens(2), SEEDS[random.integers(3)]),
-                "append": lambda: (some[0], int(random.integers(symbols))),
-                "extend": lambda: (some[0], tokens(20)),
-                "many": lambda: (some, [tokens(8) for _ in some]),
-                "propose": lambda: (some, counts(0, 8), random.choice([0, 0.01, 0.2], len(some)).tolist()),
-                "observe": lambda: (some, counts(0, 6), counts(-1, 6)),
-                "finish": lambda: (some[0],),
-            }.get(name, tuple)(),
-        )
+    def __call__(self, length):
+        shares = np.array([*self.SHARES.values()])
+        for name in self.random.choice([*self.SHARES], length, p=shares / shares.sum()):
+            some = self.random.permutation(NUMBERS)[: self.random.integers(1, 5)].tolist()
+            yield name, getattr(self, name, lambda some: ())(some)
+
+    def tokens(self, most):
+        return self.random.integers(0, self.symbols, self.random.integers(0, most + 1)).tolist()
+
+    def counts(self, low, high, some):
+        return self.random.integers(low, high + 1, len(some)).tolist()
+
+    def start(self, some):
+        return some[0], GROUPS[self.random.integers(2)], self.tokens(2), SEEDS[self.random.integers(3)]
+
+    def append(self, some):
+        return some[0], int(self.random.integers(self.symbols))
+
+    def extend(self, some):
+        return some[0], self.tokens(20)
+
+    def many(self, some):
+        return some, [self.tokens(8) for _ in some]
+
+    def propose(self, some):
+        return some, self.counts(0, 8, some), self.random.choice([0, 0.01, 0.2], len(some)).tolist()
+
+    def observe(self, some):
+        return some, self.counts(0, 6, some), self.counts(-1, 6, some)
+
+    def finish(self, some):
+        return (some[0],)
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -98,7 +115,7 @@ def test_equals_a_search_through_longer_texts(seed):
         levels=int(random.integers(1, 5)),
         discount=[0.5, 0.0, 0.9][seed // 2 % 3],
     )
-    perform(pair, random_calls(random, 2 + seed % 4, 90))
+    perform(pair, Calls(random, 2 + seed % 4)(90))
 
 
 def test_the_noise_is_that_of_the_engine():
@@ -175,7 +192,9 @@ def test_texts_may_come_in_pieces(tokens, steps):
     assert one.save() == many.save()
 
 
-texts = st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=3), st.lists(st.integers(0, 2), max_size=20)), max_size=6)
+texts = st.lists(
+    st.tuples(st.lists(st.integers(0, 2), max_size=3), st.lists(st.integers(0, 2), max_size=20)), max_size=6
+)
 
 
 def learn(index, group, found):

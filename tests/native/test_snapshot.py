@@ -229,7 +229,7 @@ def works(index):
         start(index, number, group, [1, 2])
         for _ in range(4):
             index.extend(number, ints([0, 1, 2, 1]))
-            tokens, chances = propose(index, number)
+            _, chances = propose(index, number)
             assert all(0 <= chance <= 1 for chance in chances)
             assert chances == sorted(chances, reverse=True)
     index.save()

@@ -74,11 +74,11 @@ def _text(line: str, target: Target, where: str) -> tuple[Tokens, Tokens, str | 
         row = json.loads(line)
         group = row.get("group")
         if "token_ids" in row:
-            prompt, tokens = row.get("prompt_ids", []), row["token_ids"]
+            both = _checked(row.get("prompt_ids", []), int), _checked(row["token_ids"], int)
         else:
-            prompt, tokens = _encoded(row, target)
-        found = np.array(prompt, np.int32).reshape(-1), np.array(tokens, np.int32).reshape(-1)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
+            both = _encoded(row, target)
+        found = np.array(both[0], np.int32), np.array(both[1], np.int32)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise DataError(f"{where}: wanted {WANTED}") from None
     size = target.model.config.get_text_config().vocab_size
     for part in found:
@@ -87,19 +87,34 @@ def _text(line: str, target: Target, where: str) -> tuple[Tokens, Tokens, str | 
     return *found, None if group is None else str(group)
 
 
-def _encoded(row: dict[str, Any], target: Target) -> tuple[Sequence[int], Sequence[int]]:
+def _encoded(row: dict[str, Any], target: Target) -> tuple[list[int], list[int]]:
     """Token ids of a row's prompt and answer; an answer that ended does so with the model's stop token."""
     tokenizer = target.tokenizer
     if "messages" in row:
         *before, answer = row["messages"]
-        prompt = tokenizer.apply_chat_template(before, add_generation_prompt=True)["input_ids"]
-        text = answer["content"]
+        prompt = _templated(tokenizer, before)
+        _, text = _checked([answer["role"], answer["content"]], str)
     else:
-        prompt, text = tokenizer(row["prompt"])["input_ids"], row["completion"]
+        asked, text = _checked([row["prompt"], row["completion"]], str)
+        prompt = tokenizer(asked)["input_ids"]
     tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     stop = target.model.generation_config.eos_token_id
     stops = stop if isinstance(stop, list) else [stop] if stop is not None else []
     return prompt, tokens + (stops[:1] if row.get("finish_reason", "stop") == "stop" else [])
+
+
+def _templated(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    except Exception as error:  # templates are programs of others and raise anything
+        raise ValueError("refused by the chat template") from error
+
+
+def _checked(values: Any, kind: type) -> list[Any]:
+    """A list of this kind alone: numpy would read "7", 7.9 and [[7]] as the id 7."""
+    if not isinstance(values, list) or any(type(value) is not kind for value in values):
+        raise TypeError(f"found {values!r:.40}; wanted a list of {kind.__name__}")
+    return values
 
 
 def _is_index(path: Path) -> bool:

@@ -27,8 +27,10 @@ class Routes:
         """The key of a text's group."""
         if named is not None:
             return f"{type(named).__name__}:{named}".encode()
+        if not len(prompt):
+            return b"prompt:"
         names = _beginnings(prompt)
-        known = next((name for name in reversed(names[max(0, len(prompt) // 2 - 1) :]) if name in self.groups), None)
+        known = next((name for name in reversed(names[(len(prompt) + 1) // 2 - 1 :]) if name in self.groups), None)
         group = names[-1] if known is None else self.groups[known]
         for name in (known, names[-1]):
             if name is not None:

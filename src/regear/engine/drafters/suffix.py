@@ -64,7 +64,7 @@ class SuffixDrafter:
         numbers = np.array([text.number for text in texts], np.int64)
         offsets, tokens, chances = self.index.propose(numbers, most.astype(np.int64), least.astype(np.float64))
         ends = offsets[1:-1]
-        return np.split(tokens, ends), np.split(chances, ends)
+        return np.split(tokens, ends)[: len(texts)], np.split(chances, ends)[: len(texts)]
 
     def _catch_up(self, texts: Sequence[Text]) -> None:
         """Give the index what texts have become."""
@@ -118,7 +118,10 @@ class SuffixDrafter:
             RegearError: the file cannot be written.
         """
         head = json.dumps({"routes": self.routes.state()}).encode() + b"\n"
-        write_bytes(path, MAGIC + head + self.index.save())
+        try:
+            write_bytes(path, MAGIC + head + self.index.save())
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {error.strerror}; choose another place to save history in") from None
 
     @classmethod
     def load(cls, path: Path) -> "SuffixDrafter":
@@ -132,7 +135,7 @@ class SuffixDrafter:
             if magic + b"\n" != MAGIC:
                 raise ValueError("it begins otherwise")
             return cls(native().Index.load(body), Routes(json.loads(head)["routes"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path} is no suffix index that can be read: {error}; give one that --save-history wrote, or JSONL"
             ) from None
