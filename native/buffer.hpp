@@ -32,7 +32,7 @@ public:
     std::uint32_t push(const T& value) {
         if (size_ == room_) {
             const T kept = value;  // it may lie in the block that moves
-            reserve(room_ + room_ / 8 + 16);
+            reserve(grown(room_));
             data_[size_] = kept;
         } else {
             data_[size_] = value;
@@ -51,6 +51,14 @@ public:
         size_ = count;
     }
 
+    // As many values as if each had been pushed, not set: the bytes are those of the buffer that was saved.
+    void resize_as_pushed(std::size_t count) {
+        std::size_t room = room_;
+        while (room < count) room = grown(room);
+        if (room > room_) reserve(room);
+        size_ = count;
+    }
+
     void swap(Buffer& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
@@ -58,6 +66,8 @@ public:
     }
 
 private:
+    static std::size_t grown(std::size_t room) { return room + room / 8 + 16; }
+
     void reserve(std::size_t room) {
         void* moved = std::realloc(static_cast<void*>(data_), room * sizeof(T));
         if (!moved) throw std::bad_alloc();

@@ -85,7 +85,7 @@ void Index::renew(Group& group) {
         bytes_ -= group.generations.front().counted;
         group.generations.erase(group.generations.begin());
     }
-    group.generations.push_back({serial_++, epoch_, std::make_unique<Automaton>(), {}, 0});
+    group.generations.push_back({serial_++, epoch_, std::make_shared<Automaton>(), {}, 0});
     ++group.changes;
     account(group.generations.back());
 }
@@ -159,7 +159,8 @@ void Index::write(Scope& scope, const std::int32_t* tokens, std::size_t count) {
 
 bool Index::full(const Generation& generation) const {
     return generation.counted > settings_.cap_bytes / (2 * settings_.generations) ||
-           generation.automaton->states() > (1u << 30) || generation.automaton->tokens() > Automaton::kMostTokens / 2;
+           generation.automaton->states() > (1u << 30) ||
+           generation.automaton->tokens() > Automaton::kMostTokens / 2 || generation.automaton.use_count() > 1;
 }
 
 void Index::account(Generation& generation) {
@@ -363,6 +364,25 @@ void Index::interpolate() {
     }
 }
 
+void Index::clear() {
+    rows_.clear();
+    used_.clear();
+    groups_.clear();
+    bytes_ = 0;
+}
+
+void Index::share(const Index& from) {
+    clear();
+    settings_ = from.settings_;
+    epoch_ = from.epoch_;
+    serial_ = from.serial_;
+    for (const Group* theirs : from.used_) {
+        Group& own = group(theirs->key);
+        own.generations = theirs->generations;
+        for (const Generation& generation : own.generations) bytes_ += generation.counted;
+    }
+}
+
 std::string Index::save() const {
     Out out;
     out.bytes.assign(kMagic, sizeof kMagic);
@@ -420,7 +440,7 @@ std::unique_ptr<Index> Index::load(std::string_view bytes) {
             return nullptr;
         Group& group = index->group(key);
         for (std::uint64_t g = 0; g < generations; ++g) {
-            Generation one{index->serial_++, 0, std::make_unique<Automaton>(), {}, 0};
+            Generation one{index->serial_++, 0, std::make_shared<Automaton>(), {}, 0};
             if (!in.number(one.epoch) || one.epoch > index->epoch_ || !in.number(prompts)) return nullptr;
             for (std::uint64_t p = 0; p < prompts; ++p) {
                 std::uint64_t name;

@@ -104,6 +104,12 @@ public:
     std::size_t groups() const { return groups_.size(); }
     const Settings& settings() const { return settings_; }
 
+    // What was observed stays, all else goes.
+    void clear();
+    // As clear(), then `from` without its texts in flight. Nothing is copied: texts write into new generations, here and,
+    // while both are there, in `from`.
+    void share(const Index& from);
+
     std::string save() const;
     // Null: damaged, or not a snapshot.
     static std::unique_ptr<Index> load(std::string_view bytes);
@@ -118,7 +124,7 @@ private:
 
     struct Generation {
         std::uint64_t serial, epoch;
-        std::unique_ptr<Automaton> automaton;
+        std::shared_ptr<Automaton> automaton;  // one that is shared is only read
         std::unordered_map<std::uint64_t, std::uint32_t> prompts;  // where texts go on from
         std::uint64_t counted = 0;                                 // bytes, as they stand in bytes_
     };

@@ -37,6 +37,12 @@ public:
     template <class F>
     auto with(F&& f) {
         nb::gil_scoped_release release;
+        return with_held(f);
+    }
+
+    // As above, where the interpreter is released already.
+    template <class F>
+    auto with_held(F&& f) {
         std::lock_guard<std::mutex> lock(mutex_);
         return f(*index_);
     }
@@ -162,6 +168,20 @@ NB_MODULE(_suffix, module) {
                 return self.with([&](regear::Index& index) { return index.matched(number); });
             },
             "number"_a, "Tokens at the end of a text that stand elsewhere, with something after them.")
+        .def(
+            "clear", [](Guarded& self) { self.with([](regear::Index& index) { index.clear(); }); },
+            "Forget all texts; what was observed stays.")
+        .def(
+            "share",
+            [](Guarded& self, Guarded& from) {
+                if (&self == &from) throw nb::value_error("an index cannot share with itself");
+                from.with([&](regear::Index& theirs) {
+                    self.with_held([&](regear::Index& own) { own.share(theirs); });
+                });
+            },
+            "other"_a,
+            "Read what `other` holds instead of one's own, without a copy of it: texts write into new generations, here "
+            "and, as long as both are there, in `other`.")
         .def(
             "save",
             [](Guarded& self) {

@@ -72,7 +72,7 @@ public:
     bool array(Buffer<T>& values) {
         std::uint64_t count;
         if (!number(count) || count > left_.size() / sizeof(T)) return false;
-        values.resize(count);
+        values.resize_as_pushed(count);
         if (count) std::memcpy(static_cast<void*>(values.data()), left_.data(), count * sizeof(T));
         left_.remove_prefix(count * sizeof(T));
         return true;

@@ -19,7 +19,7 @@ from typing import Any
 from regear.auditing.cells import K
 from regear.auditing.suppress import export
 from regear.core.errors import DataError, RecipeError
-from regear.core.files import digest
+from regear.core.files import digest, sync_folder
 
 START = "0" * 64
 DECISIONS = ("approve", "reject", "waive")
@@ -132,7 +132,7 @@ def append(path: str | Path, kind: str, content: Mapping[str, Any], *, now: date
             entry = _next(entries, kind, content, now or datetime.now(UTC))
             _write(handle, canonical(entry) + b"\n", len(before))
         if not before:
-            _sync_folder(place.parent)
+            sync_folder(place.parent)
     except OSError as error:
         raise DataError(f"cannot write the ledger {place}: {error.strerror}; check the path and the room") from None
     return str(entry["digest"])
@@ -165,14 +165,6 @@ def _write(handle: Any, line: bytes, size: int) -> None:
     except OSError:
         os.ftruncate(handle.fileno(), size)
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def append_audit(path: str | Path, result: Mapping[str, Any], *, k: int = K, now: datetime | None = None) -> str:

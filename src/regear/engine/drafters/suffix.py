@@ -111,15 +111,48 @@ class SuffixDrafter:
         """A new epoch: its texts weigh more than those before, and the oldest epoch's leave."""
         self.index.advance()
 
+    def let_go(self) -> None:
+        """Forget all texts, past and in flight, but not how much the counts can be trusted."""
+        self.index.clear()
+        self.read.clear()
+
+    def rest_on(self, past: "SuffixDrafter") -> None:
+        """Know what `past` knows instead, without a copy of it; texts write here alone, as of a new epoch.
+
+        `past` must not learn while that lasts: `let_go` comes first. Texts in flight are read anew.
+        """
+        self.read.clear()
+        self.index.share(past.index)
+        self.index.advance()
+        self.routes = Routes(past.routes.state())
+
+    def state(self) -> bytes:
+        """Everything but the texts in flight."""
+        return MAGIC + json.dumps({"routes": self.routes.state()}).encode() + b"\n" + self.index.save()
+
+    @classmethod
+    def of_state(cls, state: bytes) -> "SuffixDrafter":
+        """A drafter as it was.
+
+        Raises:
+            ValueError: the state is damaged, or is none.
+        """
+        magic, head, body = state.split(b"\n", 2)
+        if magic + b"\n" != MAGIC:
+            raise ValueError("it begins otherwise")
+        try:
+            return cls(native().Index.load(body), Routes(json.loads(head)["routes"]))
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"its head is damaged: {error}") from None
+
     def save(self, path: Path) -> None:
         """Everything but the texts in flight, in one file.
 
         Raises:
             RegearError: the file cannot be written.
         """
-        head = json.dumps({"routes": self.routes.state()}).encode() + b"\n"
         try:
-            write_bytes(path, MAGIC + head + self.index.save())
+            write_bytes(path, self.state())
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror}; choose another place to save history in") from None
 
@@ -131,11 +164,8 @@ class SuffixDrafter:
             DataError: the file is missing or damaged.
         """
         try:
-            magic, head, body = path.read_bytes().split(b"\n", 2)
-            if magic + b"\n" != MAGIC:
-                raise ValueError("it begins otherwise")
-            return cls(native().Index.load(body), Routes(json.loads(head)["routes"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            return cls.of_state(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"{path} is no suffix index that can be read: {error}; give one that --save-history wrote, or JSONL"
             ) from None
