@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("regear._suffix")
 
 from regear.core.errors import DataError, RecipeError
+from regear.core.journal import Journal
 from regear.engine.drafters.base import Text
 from regear.engine.drafters.suffix import SuffixDrafter, native
 from regear.engine.follower import Follower
@@ -127,6 +128,19 @@ def test_reading_a_past_is_like_having_a_copy_of_it(seed):
             reader.advance(), copy.advance()
     assert reader.index.tokens == copy.index.tokens > base.index.tokens
     assert base.state() == before
+
+
+def test_a_conversation_of_no_named_group_goes_on_in_that_of_its_first_turn():
+    past = Past()
+    turns = [text(random.Random(k), 12 << k) for k in range(3)]
+    answer = text(random.Random(9), 20)
+    past.push(None, answer, 0, turns[0])
+    past.push(None, [1], 0, turns[0] + turns[1][:10])
+    one = follower(past)
+    last = turns[0] + turns[1][:10] + turns[2][:20]  # the first turn is less than half of it
+    known = [*last, *answer[:6]]
+    assert one.drafter.propose([asked(0, known, len(last), None)], np.array([5]))[0].tolist() == answer[6:11]
+    assert one.drafter.index.groups == 2  # the conversation's and that of all
 
 
 def test_a_past_that_learns_while_it_is_read_changes_nothing_for_its_readers():
@@ -307,23 +321,41 @@ while True:
     assert follower(past).base.state() == follower(twin).base.state()
 
 
-def test_a_journal_stays_bounded_and_holds_the_same(tmp_path):
-    path = tmp_path / "past"
-    past, twin = Past(path=path, cap_bytes=20_000), Past(cap_bytes=20_000)
-    for number in range(500):
+def test_a_journal_stays_bounded_and_holds_the_same(tmp_path, monkeypatch):
+    path, cap, made, written = tmp_path / "past", 20_000, [], 0
+    past, twin = (
+        Past(path=place, cap_bytes=cap, base=SuffixDrafter(native().Index(generations=1))) for place in (path, None)
+    )
+    whole = Journal.replace
+    monkeypatch.setattr(Journal, "replace", lambda self, contents: (made.append(1), whole(self, contents)))
+    for number in range(2000):
+        before = path.stat().st_size
         for one in (past, twin):
-            one.push("a", [number % 7] * 100, number // 50)
-        assert path.stat().st_size < 2 * len(past.snapshot()[1]) + 4 * 20_000
-    assert past.first > 400
+            one.push("a", [number % 7] * 100, number // 20)
+        written += max(0, path.stat().st_size - before)
+        assert path.stat().st_size < 2 * (len(past.snapshot()[1]) + 2 * cap) + 1000
+    assert written > 5 * path.stat().st_size
+    assert 3 < len(made) < written / cap
     past.close()
-    assert sum(len(delta.encode()) for delta in twin.since(twin.first)) < 20_000
-    same(Past(path=path, cap_bytes=20_000), twin)
+    same(Past(path=path, cap_bytes=cap), twin)
+
+
+def test_what_is_given_out_is_on_disk_and_one_wait_serves_all(tmp_path, monkeypatch):
+    past, waits = Past(path=tmp_path / "past"), []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (waits.append(handle), real(handle)))
+    for give in (lambda: past.since(0), past.snapshot):
+        fill(past, 4)
+        assert not waits
+        give(), past.since(0), past.snapshot()
+        assert len(waits) == 1
+        waits.clear()
 
 
 def test_a_snapshot_begins_a_past_elsewhere(tmp_path):
-    past = fill(Past(cap_bytes=8_000))
+    past = fill(Past(cap_bytes=30_000))
     number, snapshot = past.snapshot()
-    assert 20 < number < TEXTS
+    assert 20 < number < 40  # of the three versions the last is not in it
     other = Past(path=tmp_path / "past")
     other.restore(snapshot)
     for delta in past.since(number):
