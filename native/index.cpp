@@ -20,15 +20,15 @@ std::uint64_t name_of(const std::int32_t* prompt, std::size_t count) {
 }  // namespace
 
 void Index::start(std::int64_t number, std::string_view key, const std::int32_t* prompt, std::size_t count,
-                  const std::uint64_t* seed) {
+                  const std::uint64_t* seed, bool reads) {
     finish(number);
     Row& row = rows_[number];
     row.noisy = seed != nullptr;
     row.seed = seed ? *seed : 0;
     row.position = count;
     row.scopes.reserve(2);
-    row.scopes.push_back({&group("g" + std::string(key)), ~0ull, {}});
-    if (settings_.shared) row.scopes.push_back({&group(kShared), ~0ull, {}});
+    row.scopes.push_back({&group("g" + std::string(key)), ~0ull, {}, reads});
+    if (settings_.shared) row.scopes.push_back({&group(kShared), ~0ull, {}, reads});
     for (Scope& scope : row.scopes) {
         Group& own = *scope.group;
         ++own.live;
@@ -48,6 +48,14 @@ void Index::extend(std::int64_t number, const std::int32_t* tokens, std::size_t 
         for (Scope& scope : found->second.scopes) write(scope, tokens + at, std::min(kSlice, count - at));
         make_room();
     }
+}
+
+void Index::learn(std::string_view group, const std::int32_t* prompt, std::size_t length, const std::int32_t* tokens,
+                  std::size_t count) {
+    constexpr std::int64_t kPast = -1;
+    start(kPast, group, prompt, length, nullptr, false);
+    extend(kPast, tokens, count);
+    finish(kPast);
 }
 
 void Index::finish(std::int64_t number) {
@@ -123,7 +131,7 @@ void Index::begin(Scope& scope, const std::int32_t* prompt, std::size_t count) {
         return;
     }
     const Generation& newest = scope.group->generations.back();
-    for (std::size_t g = 0; g + 1 < scope.cursors.size(); ++g)
+    for (std::size_t g = 0; scope.reads && g + 1 < scope.cursors.size(); ++g)
         for (std::size_t i = 0; i < count; ++i)
             read(*scope.group->generations[g].automaton, scope.cursors[g].state, scope.cursors[g].length, prompt[i]);
     Cursor& own = scope.cursors.back();
@@ -139,7 +147,7 @@ void Index::write(Scope& scope, const std::int32_t* tokens, std::size_t count) {
         sync(scope);
     }
     auto& generations = scope.group->generations;
-    for (std::size_t g = 0; g + 1 < generations.size(); ++g)
+    for (std::size_t g = 0; scope.reads && g + 1 < generations.size(); ++g)
         for (std::size_t i = 0; i < count; ++i)
             read(*generations[g].automaton, scope.cursors[g].state, scope.cursors[g].length, tokens[i]);
     Cursor& own = scope.cursors.back();

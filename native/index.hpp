@@ -81,12 +81,16 @@ public:
     Index& operator=(const Index&) = delete;
 
     // A text in flight. Texts of one group and generation with one prompt store it once.
-    // `seed`, if not null: of the noise that its tokens are drawn with.
+    // `seed`, if not null: of the noise that its tokens are drawn with. A text that does not read only writes, which
+    // takes the less the more generations there are.
     void start(std::int64_t number, std::string_view group, const std::int32_t* prompt, std::size_t count,
-               const std::uint64_t* seed);
+               const std::uint64_t* seed, bool reads = true);
     // Its next tokens. Numbers that were not started are passed over.
     void extend(std::int64_t number, const std::int32_t* tokens, std::size_t count);
     void finish(std::int64_t number);
+    // A text that has ended.
+    void learn(std::string_view group, const std::int32_t* prompt, std::size_t length, const std::int32_t* tokens,
+               std::size_t count);
     // A new epoch: texts that start from now on write into new generations.
     void advance() { ++epoch_; }
 
@@ -149,6 +153,7 @@ private:
         Group* group;
         std::uint64_t changes = ~0ull;
         std::vector<Cursor> cursors;  // one a generation
+        bool reads = true;
     };
 
     struct Row {

@@ -160,6 +160,15 @@ NB_MODULE(_suffix, module) {
             [](Guarded& self, std::int64_t number) { self.with([&](regear::Index& index) { index.finish(number); }); },
             "number"_a, "A text has ended; what it wrote stays.")
         .def(
+            "learn",
+            [](Guarded& self, nb::bytes group, Array<std::int32_t> prompt, Array<std::int32_t> tokens) {
+                const std::string_view key = view(group);
+                self.with([&](regear::Index& index) {
+                    index.learn(key, prompt.data(), prompt.size(), tokens.data(), tokens.size());
+                });
+            },
+            "group"_a, "prompt"_a, "tokens"_a, "A text that has ended.")
+        .def(
             "advance", [](Guarded& self) { self.with([](regear::Index& index) { index.advance(); }); },
             "A new epoch: texts that start from now on write into new generations.")
         .def(

@@ -130,6 +130,22 @@ def test_reading_a_past_is_like_having_a_copy_of_it(seed):
     assert base.state() == before
 
 
+def test_a_text_learnt_at_once_is_like_one_that_ran():
+    learning, running = (native().Index(shared=True, generations=3, cap_bytes=1 << 20) for _ in range(2))
+    draw = random.Random(0)
+    for number in range(400):
+        prompt, tokens = (np.array(text(draw, size), np.int32) for size in (draw.randrange(6), 100))
+        group = draw.choice([b"a", b"b", b"c"])
+        learning.learn(group, prompt, tokens)
+        running.start(5, group, prompt)
+        running.extend(5, tokens)
+        running.finish(5)
+        if number % 50 == 49:
+            learning.advance(), running.advance()
+    assert learning.save() == running.save()
+    assert running.tokens < 2 * 400 * 100  # some were dropped
+
+
 def test_a_conversation_of_no_named_group_goes_on_in_that_of_its_first_turn():
     past = Past()
     turns = [text(random.Random(k), 12 << k) for k in range(3)]
@@ -328,14 +344,15 @@ def test_a_journal_stays_bounded_and_holds_the_same(tmp_path, monkeypatch):
     )
     whole = Journal.replace
     monkeypatch.setattr(Journal, "replace", lambda self, contents: (made.append(1), whole(self, contents)))
-    for number in range(2000):
+    for number in range(1000):
         before = path.stat().st_size
         for one in (past, twin):
             one.push("a", [number % 7] * 100, number // 20)
         written += max(0, path.stat().st_size - before)
-        largest = max(largest, len(past.snapshot()[1]))
+        if number % 10 == 0:
+            largest = max(largest, len(past.snapshot()[1]))
         assert path.stat().st_size < 2 * (largest + 2 * cap) + 1000
-    assert written > 5 * path.stat().st_size
+    assert written > 2 * path.stat().st_size
     assert 3 < len(made) < written / cap
     past.close()
     same(Past(path=path, cap_bytes=cap), twin)

@@ -103,9 +103,8 @@ class SuffixDrafter:
 
     def learn(self, prompt: Tokens, tokens: Tokens, group: Hashable = None) -> None:
         """A past text."""
-        self.index.start(-1, self.routes.group(group, prompt), np.ascontiguousarray(prompt, np.int32))
-        self.index.extend(-1, np.ascontiguousarray(tokens, np.int32))
-        self.index.finish(-1)
+        key = self.routes.group(group, prompt)
+        self.index.learn(key, np.ascontiguousarray(prompt, np.int32), np.ascontiguousarray(tokens, np.int32))
 
     def advance(self) -> None:
         """A new epoch: its texts weigh more than those before, and the oldest epoch's leave."""
