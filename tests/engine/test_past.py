@@ -347,7 +347,7 @@ def test_a_journal_stays_bounded_and_holds_the_same(tmp_path, monkeypatch):
     for number in range(1000):
         before = path.stat().st_size
         for one in (past, twin):
-            one.push("a", [number % 7] * 100, number // 20)
+            one.push("a", [(number + 7 * k * k) % 1009 for k in range(100)], number // 20)
         written += max(0, path.stat().st_size - before)
         if number % 10 == 0:
             largest = max(largest, len(past.snapshot()[1]))
