@@ -9,7 +9,7 @@ from suffix_history import Texts
 from suffix_measure import main, resident
 from suffix_side import Call, fill
 
-from regear._suffix import Index
+from regear._native import Index
 
 
 class Regear:

@@ -25,7 +25,7 @@ struct Settings {
     double decay = 0.9;             // weight of a generation, to the power of its age in epochs
     std::uint64_t cap_bytes = 1ull << 30;
     bool shared = false;       // whether one more group holds the texts of all
-    std::uint32_t levels = 3;  // contexts that a guess weighs, from the longest down
+    std::uint32_t levels = 2;  // contexts that a guess weighs, from the longest down
     double discount = 0.5;     // of every count, in favour of the shorter context
 };
 

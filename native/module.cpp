@@ -109,7 +109,7 @@ auto choose(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>
 
 }  // namespace
 
-NB_MODULE(_suffix, module) {
+NB_MODULE(_native, module) {
     module.doc() = "Past texts as suffix automata, and guesses from them.";
     module.def("choose", &choose, "scores"_a, "keys"_a, "temperatures"_a,
                "argmax(scores / temperature + Gumbel noise) of every row, [R]; -1 where scores are not finite.");
@@ -125,7 +125,7 @@ NB_MODULE(_suffix, module) {
                         "levels from 1 to 64, discount from 0 to below 1");
                 new (self) Guarded(std::make_unique<regear::Index>(settings));
             },
-            "generations"_a = 8, "decay"_a = 0.9, "cap_bytes"_a = 1ull << 30, "shared"_a = false, "levels"_a = 3,
+            "generations"_a = 8, "decay"_a = 0.9, "cap_bytes"_a = 1ull << 30, "shared"_a = false, "levels"_a = 2,
             "discount"_a = 0.5)
         .def(
             "start",

@@ -11,8 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-pytest.importorskip("regear._suffix")
-
 from regear.core.errors import DataError, RecipeError
 from regear.core.journal import Journal
 from regear.engine.drafters.base import Text

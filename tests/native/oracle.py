@@ -80,7 +80,7 @@ class Row:
 
 
 class Oracle:
-    def __init__(self, generations=8, decay=0.9, shared=False, levels=3, discount=0.5):
+    def __init__(self, generations=8, decay=0.9, shared=False, levels=2, discount=0.5):
         self.most, self.decay, self.shared, self.levels, self.discount = generations, decay, shared, levels, discount
         self.epoch, self.held, self.rows = 0, defaultdict(list), {}
         self.stood, self.tried = defaultdict(float), defaultdict(float)

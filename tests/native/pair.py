@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from regear._suffix import Index
+from regear._native import Index
 from tests.native.oracle import Oracle
 
 

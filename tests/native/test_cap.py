@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regear._suffix import Index
+from regear._native import Index
 from tests.native.pair import ints, propose, start
 
 CAP, CHUNK = 1 << 20, 5000
@@ -98,7 +98,7 @@ def test_what_was_unused_longest_goes_first():
 MEASURE = """
 import re, sys
 import numpy as np
-from regear._suffix import Index
+from regear._native import Index
 
 def memory(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])

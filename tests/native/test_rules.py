@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from regear._suffix import Index
+from regear._native import Index
 from regear.ops.noise import gumbel, keys
 from tests.native import oracle
 from tests.native.pair import Pair, ints, propose, start

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regear._suffix import Index
+from regear._native import Index
 from tests.native import snapshot
 from tests.native.pair import ints, propose, start
 

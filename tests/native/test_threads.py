@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from regear._suffix import Index
+from regear._native import Index
 from tests.native.pair import ints, propose, start
 
 LIMIT = 60  # seconds

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regear._suffix import Index
+from regear._native import Index
 from tests.native.pair import ints, propose, start
 
 

@@ -18,7 +18,7 @@ from regear.ops.noise import gumbel, keys
 
 choose_native: Any = None  # where it is not built, torch does the same in more steps
 with suppress(ImportError):
-    from regear._suffix import choose as choose_native
+    from regear._native import choose as choose_native
 
 Array = npt.NDArray[Any]
 

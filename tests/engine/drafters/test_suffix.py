@@ -202,7 +202,7 @@ def test_where_it_cannot_be_written_what_was_there_stays(tmp_path):
 
 
 def test_without_the_compiled_part_the_error_says_so(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "regear._suffix", None)
-    monkeypatch.delattr("regear._suffix", raising=False)
+    monkeypatch.setitem(__import__("sys").modules, "regear._native", None)
+    monkeypatch.delattr("regear._native", raising=False)
     with pytest.raises(DataError, match="not built here"):
         SuffixDrafter()

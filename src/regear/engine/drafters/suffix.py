@@ -29,12 +29,12 @@ def native() -> Any:
         DataError: this installation has none.
     """
     try:
-        from regear import _suffix
+        from regear import _native
     except ImportError as error:
         raise DataError(
             f"the suffix index is not built here ({error}); install regear with a C++ compiler present, or its wheel"
         ) from None
-    return _suffix
+    return _native
 
 
 class SuffixDrafter:

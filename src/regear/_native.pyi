@@ -19,7 +19,7 @@ class Index:
         decay: float = 0.9,
         cap_bytes: int = 1 << 30,
         shared: bool = False,
-        levels: int = 3,
+        levels: int = 2,
         discount: float = 0.5,
     ) -> None: ...
     def start(
