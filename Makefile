@@ -56,6 +56,9 @@ bench: setup
 	$(BIN)/python benchmarks/engine_decode.py
 	$(BIN)/python benchmarks/engine_verify.py
 	$(BIN)/python benchmarks/engine_rollouts.py
+	$(BIN)/python benchmarks/draft_budget.py
+	$(BIN)/python benchmarks/suffix_index.py
+	$(BIN)/python benchmarks/suffix_rollouts.py
 
 # The wheel, installed into an environment of its own, must work without this checkout.
 wheel: setup
