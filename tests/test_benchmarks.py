@@ -14,6 +14,7 @@ DRIVERS = {
     "engine_verify": ["--context", "24", "--rows", "1,2", "--widths", "1,3", "--texts", "2", "--tokens", "6"],
     "engine_rollouts": ["--quick", "--tokens", "6"],
     "engine_exact": ["--prompts", "4", "--context", "16", "--tokens", "6"],
+    "suffix_rollouts": ["--quick", "--tokens", "8", "--prompts-of", "problems"],
     "suffix_index": [
         *["--groups", "3", "--siblings", "4", "--length", "60", "--rows", "5", "--steps", "4", "--places", "9"]
     ],
@@ -180,3 +181,29 @@ def test_replayed_texts_keep_what_comes_true(monkeypatch, tmp_path):
     assert found["by_epoch"][0] == 0  # nothing repeats
     assert found["by_epoch"][1] == pytest.approx(29 / 8)  # 37 tokens in 8 steps: all but one of each were guessed
     assert side.index.tokens == 2 * 39
+
+
+def test_rollouts_over_epochs_are_timed_beside_plain_ones(drive):
+    results = drive("suffix_rollouts")["results"]
+    assert {name.split(",")[0] for name in results["replays"]} == {"epoch 1", "epoch 2"}
+    assert all(row["acceptance_length"] >= 1 for row in results["replays"].values())
+    cells = results["timed"]["2"]
+    assert set(cells) == {"plain", "n-grams, as far as it pays", "suffix, all guesses", "suffix, budget"}
+    assert cells["plain"]["of_plain"] == cells["plain"]["acceptance_length"] == 1
+    assert all(gate["near_ties_only"] for gate in results["gates"].values())
+    assert results["variety"]["distinct_texts"] <= 1
+
+
+def test_rollouts_refuse_a_text_that_guesses_changed(drive, monkeypatch):
+    import suffix_rollouts
+
+    real = suffix_rollouts.Rollouts.run
+
+    def run(self, model, epoch, slots, drafter):
+        found = real(self, model, epoch, slots, drafter)
+        if drafter is not None:
+            found.tokens[0][0] = (found.tokens[0][0] + 1) % 50
+        return found
+
+    with pytest.raises(SystemExit, match="where no tie is"):
+        drive("suffix_rollouts", Rollouts=type("Changed", (suffix_rollouts.Rollouts,), {"run": run}))
