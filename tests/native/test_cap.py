@@ -66,6 +66,19 @@ def test_long_texts(name, generations, prompt):
     assert answers(index)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+def test_repetition_takes_no_time_without_a_cap_either(tokens):
+    index, longest = Index(), 0
+    start(index, 0, b"g", [])
+    began = time.perf_counter()
+    for _ in range(60):
+        index.extend(0, ints(np.arange(3333) % tokens))
+        longest = max(longest, index.matched(0))
+        assert propose(index, 0, 2)[0] == [3333 % tokens, 3334 % tokens]
+    assert time.perf_counter() - began < 10  # without measures minutes
+    assert longest > 100
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("group", [lambda i: b"%d" % i, lambda i: b"%d" % i * 300, lambda i: b"g"])
 def test_thousands_of_groups_and_prompts(group, shared):
