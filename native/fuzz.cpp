@@ -43,7 +43,9 @@ public:
         else if (kind < 980) index_->observe(number(), below(kMost + 2), below(kMost + 2));
         else if (kind < 998) index_->finish(number());
         else if (kind < 999) advance();
-        else if (below(8) == 0) reload();
+        else if (below(6) == 0) reload();
+        else if (below(6) == 0) share();
+        else learn();
         wanted(index_->bytes() <= settings_.cap_bytes, "no more bytes than the cap");
     }
 
@@ -64,8 +66,33 @@ private:
 
     std::int32_t token() { return static_cast<std::int32_t>(below(symbols_)) - 1; }
 
+    std::string group() { return std::string(1 + below(2), static_cast<char>('a' + below(5))); }
+
+    void learn() {
+        const auto& all = tokens(4 + below(300));
+        index_->learn(group(), all.data(), 4, all.data() + 4, all.size() - 4);
+    }
+
+    // Two indexes of one past: what one writes, the other does not see. Either goes on alone.
+    void share() {
+        auto other = std::make_unique<Index>(settings_);
+        other->share(*index_);
+        wanted(other->tokens() == index_->tokens(), "as many tokens after sharing");
+        if (below(2)) index_.swap(other);
+        const std::string before = other->save();
+        for (std::uint64_t i = below(200); i; --i) {
+            start();
+            extend(below(30));
+            propose();
+            if (below(20) == 0) learn();
+            if (below(50) == 0) advance();
+        }
+        wanted(other->save() == before, "an index that another's texts do not change");
+        if (below(4) == 0) index_->clear();
+    }
+
     void start() {
-        const std::string group(1 + below(2), static_cast<char>('a' + below(5)));
+        const std::string group = this->group();
         const std::uint64_t noise = engine_();
         const auto& prompt = tokens(below(100) ? below(4) : below(3000));
         index_->start(number(), group, prompt.data(), prompt.size(), below(2) ? &noise : nullptr);

@@ -37,14 +37,14 @@ public:
     template <class F>
     auto with(F&& f) {
         nb::gil_scoped_release release;
-        return with_held(f);
-    }
-
-    // As above, where the interpreter is released already.
-    template <class F>
-    auto with_held(F&& f) {
         std::lock_guard<std::mutex> lock(mutex_);
         return f(*index_);
+    }
+
+    void share(Guarded& from) {
+        nb::gil_scoped_release release;
+        std::scoped_lock lock(mutex_, from.mutex_);  // both at once: another thread may share the other way
+        index_->share(*from.index_);
     }
 
 private:
@@ -184,9 +184,7 @@ NB_MODULE(_native, module) {
             "share",
             [](Guarded& self, Guarded& from) {
                 if (&self == &from) throw nb::value_error("an index cannot share with itself");
-                from.with([&](regear::Index& theirs) {
-                    self.with_held([&](regear::Index& own) { own.share(theirs); });
-                });
+                self.share(from);
             },
             "other"_a,
             "Read what `other` holds instead of one's own, without a copy of it: texts write into new generations, here "

@@ -126,6 +126,11 @@ class Oracle:
     def reload(self):
         self.rows.clear()
 
+    def share(self):
+        self.rows.clear()
+        self.stood.clear()
+        self.tried.clear()
+
     def tokens(self):
         return sum(one.tokens() for generations in self.held.values() for one in generations)
 

@@ -72,6 +72,19 @@ class Pair:
         self.index.advance()
         self.oracle.advance()
 
+    def learn(self, group, prompt, tokens):
+        self.index.learn(group, ints(prompt), ints(tokens))
+        self.oracle.start(-1, group, prompt)
+        self.oracle.extend(-1, tokens)
+        self.oracle.finish(-1)
+
+    def share(self):
+        """Go on with another index that shares this one's past."""
+        fresh = Index(generations=1)
+        fresh.share(self.index)
+        self.index = fresh
+        self.oracle.share()
+
     def reload(self):
         self.index = Index.load(self.index.save())
         self.oracle.reload()

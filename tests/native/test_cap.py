@@ -97,13 +97,14 @@ def test_thousands_of_groups_and_prompts(group, shared):
 def test_what_was_unused_longest_goes_first():
     index = Index(cap_bytes=CAP)
     random = np.random.default_rng(0)
+    for name in (b"kept", b"left"):
+        index.learn(name, ints([1, 2, 3]), ints([6, 7]))
     for i in range(40):
-        start(index, 0, b"%d" % i, [1, 2, 3, 4, 5])
-        index.extend(0, ints(random.integers(9, 99, 1500)))
-        start(index, 0, b"kept", [1, 2, 3])  # the group is in use
-        index.extend(0, ints([6, 7]))
+        index.learn(b"%d" % i, ints([1, 2, 3, 4, 5]), ints(random.integers(9, 99, 1500)))
+        start(index, 0, b"kept", [1, 2, 3])  # nothing new
+        index.finish(0)
     assert index.groups < 30
-    for name, wanted in ((b"0", []), (b"39", [4, 5]), (b"kept", [6, 7])):
+    for name, wanted in ((b"left", []), (b"0", []), (b"39", [4, 5]), (b"kept", [6, 7])):
         start(index, 1, name, [1, 2, 3])
         assert propose(index, 1, 2)[0] == wanted
 

@@ -9,7 +9,9 @@ from tests.native.pair import Pair
 
 NUMBERS, GROUPS = range(4), (b"one", b"two")
 SEEDS = (None, 5, 2**64 - 1)
-SHARES = dict(start=6, append=8, extend=10, many=5, propose=12, observe=6, finish=2, advance=1, reload=0.3)
+SHARES = dict(
+    start=6, append=8, extend=10, many=5, propose=12, observe=6, finish=2, advance=1, reload=0.3, learn=3, share=0.3
+)
 
 number, count = st.sampled_from(NUMBERS), st.integers(0, 6)
 shapes = st.fixed_dictionaries(
@@ -43,6 +45,8 @@ def operations(symbols):
         finish=st.tuples(number),
         advance=st.tuples(),
         reload=st.tuples(),
+        learn=st.tuples(st.sampled_from(GROUPS), st.lists(token, max_size=3), tokens),
+        share=st.tuples(),
     )
     return st.lists(st.one_of(st.tuples(st.just(name), arguments) for name, arguments in calls.items()), max_size=40)
 
@@ -94,6 +98,9 @@ class Calls:
 
     def observe(self, some):
         return some, self.counts(0, 6, some), self.counts(-1, 6, some)
+
+    def learn(self, some):
+        return GROUPS[self.random.integers(2)], self.tokens(2), self.tokens(20)
 
     def finish(self, some):
         return (some[0],)
