@@ -61,6 +61,7 @@ def test_every_truncation_is_refused():
     for size in range(len(saved)):
         refused(saved[:size])
     refused(saved + b"\0")
+    refused(snapshot.signed(saved[:-8] + b"more"))
 
 
 def test_every_flipped_bit_is_refused():
