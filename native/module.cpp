@@ -11,6 +11,8 @@
 #include "sample.hpp"
 
 namespace nb = nanobind;
+
+void bind_layers(nb::module_& module);
 using namespace nb::literals;
 
 namespace {
@@ -110,6 +112,7 @@ auto choose(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>
 }  // namespace
 
 NB_MODULE(_native, module) {
+    bind_layers(module);
     module.doc() = "Past texts as suffix automata, and guesses from them.";
     module.def("choose", &choose, "scores"_a, "keys"_a, "temperatures"_a,
                "argmax(scores / temperature + Gumbel noise) of every row, [R]; -1 where scores are not finite.");

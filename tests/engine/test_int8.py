@@ -66,6 +66,7 @@ def test_the_lean_decoder_is_proven_on_rounded_weights_too(family, tiny):
 
 def test_a_wrong_lean_decoder_is_found_out(tiny, monkeypatch):
     monkeypatch.setattr("regear.engine.lean.LeanDecoder._normed", lambda self, x, weight: x * weight)
+    monkeypatch.setattr("regear.engine.compiled.CompiledDecoder._add_norm", lambda self, *rest: None)
     assert AttentionRunner(load_as(tiny("llama"), dtype="int8")).lean is None
 
 

@@ -1,9 +1,11 @@
 """The decoder in few operations: used where it proves equal to transformers' own, and only there."""
 
+import numpy as np
 import pytest
 import torch
 
-from regear.engine import lean
+from regear.engine import compiled, lean
+from regear.engine.compiled import CompiledDecoder
 from regear.engine.local import LocalEngine
 from regear.engine.runner import AttentionRunner
 from regear.engine.types import Request
@@ -22,12 +24,15 @@ def stock(model, request):
     return found[0, len(request.prompt) :].tolist()
 
 
+@pytest.mark.parametrize("decoder", [CompiledDecoder, lean.LeanDecoder])
 @pytest.mark.parametrize("family", LEAN)
-def test_every_dense_family_is_proven_and_writes_the_same_text(family, tiny):
+def test_every_dense_family_is_proven_and_writes_the_same_text(family, decoder, tiny, monkeypatch):
+    if decoder is lean.LeanDecoder:
+        monkeypatch.setattr(compiled, "native", None)
     model = load_model(tiny(family))
     wanted = [stock(model, request) for request in REQUESTS]
     engine = LocalEngine(model)
-    assert engine.runner.lean is not None
+    assert type(engine.runner.lean) is decoder
     assert [completion.token_ids for completion in engine.generate(REQUESTS)] == wanted
 
 
@@ -57,6 +62,43 @@ def test_a_decoder_that_differs_is_not_used(defect, tiny, monkeypatch):
     engine = LocalEngine(model)
     assert engine.runner.lean is None
     assert engine.generate([REQUESTS[1]])[0].token_ids == wanted
+
+
+@pytest.mark.parametrize("name", ["attend", "gate", "add_norm", "begin"])
+def test_compiled_code_that_differs_is_not_used(name, tiny, monkeypatch):
+    real = compiled.native.Layers32
+
+    class Broken(real):
+        pass
+
+    def broken(self, *arguments):
+        if name == "begin":
+            arguments = list(arguments)
+            arguments[1] = arguments[1] - (arguments[1] > 0)  # rows read from one slot before their end
+            real.begin(self, *arguments)
+
+    setattr(Broken, name, broken)
+    monkeypatch.setattr(compiled, "native", type("Native", (), {"Layers32": Broken}))
+    assert type(AttentionRunner(load_model(tiny("qwen3"))).lean) is lean.LeanDecoder
+
+
+@pytest.mark.parametrize("family", LEAN)
+def test_both_decoders_find_the_same_scores(family, tiny, monkeypatch):
+    model = load_model(tiny(family))
+    runners = [AttentionRunner(model)]
+    with monkeypatch.context() as without:
+        without.setattr(compiled, "native", None)
+        runners.append(AttentionRunner(model))
+    generator, starts = np.random.default_rng(0), np.zeros(3, np.int64)
+    for runner in runners:
+        runner.reserve(4, 64, 0)
+    for counts in ([9, 0, 30], [1, 1, 1], [4, 2, 1], [1, 20, 3]):
+        counts = np.array(counts)
+        wanted = np.arange(counts.max()) < counts[:, None]
+        tokens = generator.integers(0, 200, wanted.shape)
+        ours, theirs = (runner.read(0, tokens, counts, starts, wanted) for runner in runners)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+        starts = starts + counts
 
 
 def test_weights_trained_since_are_read(tiny):

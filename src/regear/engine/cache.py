@@ -9,6 +9,7 @@ Shape letters: N rows of a pass, S slots, H heads, Q new tokens of a row, T toke
 
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
@@ -20,7 +21,7 @@ class Pass:
     """One forward pass: rows [first, first + N), where each row's new tokens start, and how many there are at most.
 
     Args:
-        starts: tokens each row holds already, on the CPU.
+        starts: tokens each row holds already.
         width: Q, new tokens of a row, padded.
         device: where the model is.
     """
@@ -30,6 +31,7 @@ class Pass:
         self.total = max(starts) + width  # T
         self.level = min(starts) == max(starts)
         self.start = starts[0] if self.level else -1
+        self.starts = np.array(starts, np.int64)
         self.starts_N = torch.tensor(starts, device=device)
         self.positions_NQ = self.starts_N.unsqueeze(1) + torch.arange(width, device=device)
 

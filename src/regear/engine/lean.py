@@ -13,6 +13,8 @@ W head width.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
@@ -21,6 +23,8 @@ from regear.engine.cache import Pass, RowCache, write
 from regear.ops import int8
 from regear.ops.int8 import Int8Linear
 from regear.ops.linear import Linear, pack
+
+Array = npt.NDArray[Any]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "olmo2")
 
@@ -36,6 +40,10 @@ class Layer:
     before: tuple[torch.Tensor, torch.Tensor] | None
     after: tuple[torch.Tensor, torch.Tensor] | None
     heads: tuple[torch.Tensor, torch.Tensor] | None
+
+    def norms(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Weights of all its norms."""
+        return [pair for pair in (self.before, self.after, self.heads) if pair is not None]
 
 
 class LeanDecoder:
@@ -74,14 +82,9 @@ class LeanDecoder:
             heads,
         )
 
-    def __call__(
-        self, tokens_NQ: torch.Tensor, plan: Pass, cache: RowCache, real_M: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Last hidden states after the final norm, [M, D].
-
-        Args:
-            real_M: which of the N · Q places hold a token, in order; None is all.
-        """
+    def __call__(self, tokens_NQ: torch.Tensor, plan: Pass, cache: RowCache, counts_N: Array) -> torch.Tensor:
+        """Last hidden states after the final norm, [M, D]; row n reads its first `counts[n]` tokens."""
+        real_M = real_places(tokens_NQ, counts_N)
         positions, tokens = plan.positions_NQ.flatten(), tokens_NQ.flatten()
         if real_M is not None:
             positions, tokens = positions[real_M], tokens[real_M]
@@ -147,6 +150,12 @@ class LeanDecoder:
             for part, weight in zip((query, key), weights, strict=True)
         ]
         return torch.cat(parts, dim=-1)
+
+
+def real_places(tokens_NQ: torch.Tensor, counts_N: Array) -> torch.Tensor | None:
+    """Which of the N · Q places hold a token, in order; None is all."""
+    real = np.arange(tokens_NQ.shape[1]) < counts_N[:, None]
+    return None if real.all() else torch.from_numpy(np.flatnonzero(real)).to(tokens_NQ.device)
 
 
 def _padded(part_MHW: torch.Tensor, plan: Pass, real_M: torch.Tensor | None) -> torch.Tensor:

@@ -13,8 +13,9 @@ import torch
 from transformers import DynamicCache
 
 from regear.core.errors import IncompatibleModel
-from regear.engine import attention, lean
+from regear.engine import attention, compiled, lean
 from regear.engine.cache import Pass, RowCache, row_cache
+from regear.engine.compiled import CompiledDecoder
 from regear.engine.lean import LeanDecoder
 from regear.models.head import splits
 from regear.ops.int8 import exact
@@ -78,13 +79,15 @@ class AttentionRunner:
         return sum(x.numel() * x.element_size() for layer in held for x in (layer.keys, layer.values)), cache
 
     @torch.no_grad()
-    def _lean(self, packed: bool) -> LeanDecoder | None:
-        """The decoder in few operations, if it finds the same states as the model's own on rows of unequal length."""
+    def _lean(self, packed: bool) -> LeanDecoder | CompiledDecoder | None:
+        """The decoder in fewest operations that finds the same states as the model's own on rows of unequal length."""
         few = LeanDecoder(self.model, packed=packed)
         with exact(self.model):
+            if compiled.fits(few) and self._alike(fewer := CompiledDecoder(few)):
+                return fewer
             return few if self._alike(few) else None
 
-    def _alike(self, few: LeanDecoder) -> bool:
+    def _alike(self, few: LeanDecoder | CompiledDecoder) -> bool:
         generator = torch.Generator().manual_seed(0)
         size = len(self.model.get_input_embeddings().weight)
         tokens = [torch.randint(size, (3, width), generator=generator).to(self.device) for width in (9, 1, 3)]
@@ -95,7 +98,7 @@ class AttentionRunner:
                 plan = Pass(0, starts, new.shape[1], self.device)
                 held.begin(plan)
                 if states is found[0]:
-                    states.append(few(new, plan, held).view(3, new.shape[1], -1))
+                    states.append(few(new, plan, held, np.full(3, new.shape[1])).view(3, new.shape[1], -1))
                 else:
                     states.append(self._states(new, plan, held))
         ours, theirs = (torch.cat(states, dim=1).double() for states in found)
@@ -127,20 +130,11 @@ class AttentionRunner:
         if self.lean is None:
             hidden = self._states(tokens, plan, self.cache).flatten(0, 1)[places]
         else:
-            hidden = self._lean_states(tokens, plan, counts_N, wanted_NQ)
+            real = np.arange(plan.width) < counts_N[:, None]
+            places = torch.from_numpy(np.flatnonzero(wanted_NQ[real])).to(self.device)
+            hidden = self.lean(tokens, plan, self.cache, counts_N)[places]
         scores: torch.Tensor = self.model.get_output_embeddings()(hidden)
         return scores
-
-    def _lean_states(self, tokens: torch.Tensor, plan: Pass, counts_N: Array, wanted_NQ: Array) -> torch.Tensor:
-        """Last hidden states of the wanted tokens, [R, D]; padding is left out."""
-        assert self.lean is not None
-        real = np.arange(plan.width) < counts_N[:, None]
-        if real.all():
-            places = torch.from_numpy(np.flatnonzero(wanted_NQ)).to(self.device)
-            return self.lean(tokens, plan, self.cache)[places]
-        order = torch.from_numpy(np.flatnonzero(real)).to(self.device)
-        places = torch.from_numpy(np.flatnonzero(wanted_NQ[real])).to(self.device)
-        return self.lean(tokens, plan, self.cache, order)[places]
 
     @contextmanager
     def _attending(self) -> Iterator[None]:
