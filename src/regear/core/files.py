@@ -35,6 +35,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def can_write(path: Path) -> bool:
+    """Whether a file could be written here, as far as can be seen without writing: to be asked before long work."""
+    above = path.parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    return not path.is_dir() and above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically, creating its folder."""
     temporary = aside(path)

@@ -10,7 +10,7 @@ from regear.core.errors import DataError, RecipeError, writing
 from regear.core.files import digest, publish
 from regear.core.run import Progress, silent
 from regear.engine.drafters.base import Target
-from regear.engine.drafters.history import keep
+from regear.engine.drafters.history import keep, relearn
 from regear.engine.drafters.table import check_draft, open_drafter
 from regear.engine.local import DRAFT, LocalEngine
 from regear.engine.stream import in_order
@@ -77,9 +77,12 @@ def generate_rows(
     settings = [source_digest(path), asked, max_tokens, temperature, top_p, seed] + ([dtype] if dtype else [])
     partial = out.with_name(f".{out.name}.{digest(settings)[:16]}.partial")
     done = _finished(partial)
-    if done < len(asked):
+    if done < len(asked) or save_history is not None:
         network = load_as(path, device, dtype)
-        drafter = open_drafter(draft, Target(network, tokenizer, tuple(map(Path, history))))
+        target = Target(network, tokenizer, tuple(map(Path, history)))
+        drafter = open_drafter(draft, target)
+        if save_history is not None and done:
+            relearn(drafter, _lines(partial.read_text(encoding="utf-8")), target)
         engine = LocalEngine(network, drafter=drafter, draft=draft_tokens)
         requests = (
             Request(

@@ -7,6 +7,8 @@ import pytest
 
 from regear.cli.main import run
 from regear.core.errors import DataError
+from regear.core.files import can_write
+from regear.engine import rows as rows_module
 from regear.engine.drafters.base import Target, Text
 from regear.engine.drafters.history import keep, open_suffix, read_texts, suffix_of
 from regear.engine.drafters.suffix import MAGIC, SuffixDrafter
@@ -185,6 +187,47 @@ def test_places_that_cannot_be_written(asked, tmp_path, capsys):
         refused(capsys, *asked, "--save-history", place, wanted="cannot write")
     assert (tmp_path / "file").read_text() == "a file"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "inner"]
+
+
+def test_places_are_checked_before_anything_is_written(asked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("regear.engine.text.load_as", None)  # no weight may be read
+    refused(capsys, *asked, "--save-history", tmp_path, wanted="cannot write")
+    assert not can_write(tmp_path)
+    assert can_write(tmp_path / "new" / "index")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_was_cut_off_saves_what_both_parts_wrote(asked, tmp_path, capsys, monkeypatch):
+    prompts, out, saved = (tmp_path / name for name in ("prompts.jsonl", "rows.jsonl", "index"))
+    questions = ["the quick brown", "over the lazy dog", "a box of five jugs"]
+    prompts.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in questions))
+    words = ["--draft", "suffix", "--prompts", prompts, "-o", out, "--save-history", saved]
+
+    def tokens():
+        return SuffixDrafter.load(saved).index.tokens
+
+    assert call(capsys, asked[0], *words)[0] == 0
+    whole = tokens()
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 3
+    real = rows_module._publish
+    for written in (1, 3):  # cut off after one row, and after all of them
+        out.unlink()
+        saved.unlink()
+
+        def cut(partial, place, written=written):
+            lines = partial.read_text().splitlines(keepends=True)
+            partial.write_text("".join(lines[:written]))
+            raise DataError("cut off")
+
+        with monkeypatch.context() as once:
+            once.setattr(rows_module, "_publish", cut)
+            assert call(capsys, asked[0], *words)[0] == 2
+        saved.unlink()
+        assert rows_module._publish is real
+        assert call(capsys, asked[0], *words)[0] == 0
+        assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+        assert tokens() >= 0.9 * whole  # not equal: a text may be other tokens than the answer that it is of
 
 
 def test_a_history_that_could_not_be_replaced_stays(asked, tmp_path, capsys, monkeypatch):

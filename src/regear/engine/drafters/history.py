@@ -46,6 +46,15 @@ def keep(drafter: Drafter | None, path: Path) -> None:
         found.save(path)
 
 
+def relearn(drafter: Drafter | None, lines: Sequence[str], target: Target) -> None:
+    """Tell the suffix drafter among these of rows that an earlier part of the same run wrote; empty ones are `null`."""
+    found = suffix_of(drafter)
+    for number, line in enumerate(lines, 1):
+        if found is not None and json.loads(line) is not None:
+            prompt, tokens, group = _text(line, target, f"row {number}")
+            found.learn(prompt, tokens, group)
+
+
 def suffix_of(drafter: Any) -> SuffixDrafter | None:
     """The suffix drafter behind others."""
     if drafter is None or isinstance(drafter, SuffixDrafter):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from regear.core.errors import DataError, RecipeError
+from regear.core.files import can_write
 from regear.core.registry import Row, Table
 from regear.engine.drafters.base import Drafter, Target
 
@@ -48,7 +49,7 @@ def check_draft(
 
     Raises:
         RecipeError: words that are not understood, no tokens to guess, or past texts for a drafter that reads none.
-        DataError: a file of past texts is missing.
+        DataError: a file of past texts is missing, or none can be written where they are to be saved.
     """
     rows = parse(words)
     if (history or save_history is not None) and "suffix" not in [row.name for row, _ in rows]:
@@ -56,6 +57,8 @@ def check_draft(
     for path in map(Path, history):
         if not path.is_file():
             raise DataError(f"no file {path}; --history wants JSONL of past answers, or what --save-history wrote")
+    if save_history is not None and not can_write(place := Path(save_history)):
+        raise DataError(f"cannot write {place}; choose another place to save history in")
     if tokens < 1:
         raise RecipeError(f"draft tokens: found {tokens}; wanted >= 1, or --draft none")
 
