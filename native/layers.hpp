@@ -4,31 +4,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>
-#include <thread>
 #include <vector>
 
+#include "pool.hpp"
 #include "rows.hpp"
 
 namespace regear {
-
-constexpr double kWorth = 2e6;  // multiplications that are worth a thread: starting one takes some 20 us
-
-// f(from, to) over [0, pieces) of `work` multiplications in all.
-template <class F>
-void spread(int threads, std::int64_t pieces, double work, F&& f) {
-    const std::int64_t most = std::min<std::int64_t>({threads, pieces, static_cast<std::int64_t>(work / kWorth)});
-    if (most < 2) {
-        f(std::int64_t{0}, pieces);
-        return;
-    }
-    std::vector<std::thread> others;
-    others.reserve(static_cast<std::size_t>(most - 1));
-    for (std::int64_t i = 1; i < most; ++i) others.emplace_back([&f, i, most, pieces] {
-        f(pieces * i / most, pieces * (i + 1) / most);
-    });
-    f(std::int64_t{0}, pieces / most);
-    for (std::thread& one : others) one.join();
-}
 
 template <class T>
 class Layers {

@@ -13,6 +13,7 @@
 namespace nb = nanobind;
 
 void bind_layers(nb::module_& module);
+void bind_weights(nb::module_& module);
 using namespace nb::literals;
 
 namespace {
@@ -112,7 +113,9 @@ auto choose(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>
 }  // namespace
 
 NB_MODULE(_native, module) {
+    nb::set_leak_warnings(false);  // a script's models live to the end of the interpreter, and that is no fault
     bind_layers(module);
+    bind_weights(module);
     module.doc() = "Past texts as suffix automata, and guesses from them.";
     module.def("choose", &choose, "scores"_a, "keys"_a, "temperatures"_a,
                "argmax(scores / temperature + Gumbel noise) of every row, [R]; -1 where scores are not finite.");

@@ -1,54 +1,19 @@
-// The code of rows.hpp for one instruction set: built once for each, with REGEAR_ISA as its name. Nothing here may come
-// from the standard library: a function of it, built for a wide set, could be linked into code for a narrow one.
+// The code of rows.hpp for one instruction set: built once for each, with REGEAR_ISA as its name.
 #include <utility>  // types alone
 
 #include "rows.hpp"
+#include "vectors.hpp"
 
 namespace regear {
 namespace {
 
-#define ALWAYS inline __attribute__((always_inline))
-
-#if defined(__AVX512F__)
-constexpr int kBytes = 64, kQueries = 4, kKeys = 4;
-#elif defined(__AVX__)
-constexpr int kBytes = 32, kQueries = 2, kKeys = 4;
+#if defined(__AVX__) && !defined(__AVX512F__)
+constexpr int kQueries = 2, kKeys = 4;
 #else
-constexpr int kBytes = 16, kQueries = 4, kKeys = 4;
+constexpr int kQueries = 4, kKeys = 4;
 #endif
 constexpr int kAhead = 16;  // slots
 constexpr int kMost = 4;  // vectors of a head's width that are summed at once
-
-template <class T>
-constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
-
-template <class T>
-struct Wide;
-template <>
-struct Wide<float> {
-    typedef float type __attribute__((vector_size(kBytes), aligned(4), may_alias));
-    typedef std::int32_t bits __attribute__((vector_size(kBytes)));
-};
-template <>
-struct Wide<double> {
-    typedef double type __attribute__((vector_size(kBytes), aligned(8), may_alias));
-    typedef std::int64_t bits __attribute__((vector_size(kBytes)));
-};
-template <class T>
-using Vec = typename Wide<T>::type;
-
-template <class T>
-ALWAYS Vec<T> load(const T* at) {
-    return *reinterpret_cast<const Vec<T>*>(at);
-}
-template <class T>
-ALWAYS void save(T* at, Vec<T> x) {
-    *reinterpret_cast<Vec<T>*>(at) = x;
-}
-template <class T>
-ALWAYS Vec<T> all(T x) {
-    return Vec<T>{} + x;
-}
 
 // Always the same tree, so that a sum does not depend on what else is summed.
 template <class T>
@@ -197,6 +162,15 @@ void store(const T* qkv, const Rows& rows, Held<T> held, Heads heads, std::int64
         }
 }
 
+// The first `count` of a vector, zeros behind: what is left of a row goes through the same operations as the rest, for
+// the compiler fuses those of a plain loop in one place and not in another.
+template <class T>
+ALWAYS Vec<T> few(const T* at, std::int64_t count) {
+    T part[kLanes<T>] = {};
+    copy(at, part, count);
+    return load(part);
+}
+
 // Scores of Q queries against K keys; each sum is the same whatever stands beside it.
 template <class T, int Q, int K>
 ALWAYS void scores(const T* query, const T* key, T* found, std::int64_t stride, std::int64_t width) {
@@ -212,33 +186,42 @@ ALWAYS void scores(const T* query, const T* key, T* found, std::int64_t stride, 
             for (int i = 0; i < Q; ++i) sum[i * K + j] += q[i] * k;
         }
     }
+    if (d < width) {
+        Vec<T> q[Q];
+        for (int i = 0; i < Q; ++i) q[i] = few(query + i * width + d, width - d);
+        for (int j = 0; j < K; ++j) {
+            const Vec<T> k = few(key + j * width + d, width - d);
+            for (int i = 0; i < Q; ++i) sum[i * K + j] += q[i] * k;
+        }
+    }
     T whole[all];
     if constexpr (K > 1)
         for (int first = 0; first < all; first += L) save(whole + first, totals<T>(sum + first));
     else
         for (int i = 0; i < Q; ++i) whole[i] = total<T>(sum[i]);
     for (int i = 0; i < Q; ++i)
-        for (int j = 0; j < K; ++j) {
-            T rest = whole[i * K + j];
-            for (std::int64_t e = d; e < width; ++e) rest += query[i * width + e] * key[j * width + e];
-            found[i * stride + j] = rest;
-        }
+        for (int j = 0; j < K; ++j) found[i * stride + j] = whole[i * K + j];
 }
 
-// weights · values of Q queries, V vectors of the width, slot after slot.
+// weights · values of Q queries, V vectors of the width, slot after slot; of the last vector only `some` are there.
 template <class T, int Q, int V>
 ALWAYS void weigh(const T* weights, std::int64_t stride, const T* values, std::int64_t slots, std::int64_t width,
-                  T* const* found) {
+                  T* const* found, std::int64_t some = kLanes<T>) {
     constexpr int L = kLanes<T>;
     Vec<T> sum[Q][V] = {};
     for (std::int64_t t = 0; t < slots; ++t, values += width) {
         Vec<T> value[V];
-        for (int v = 0; v < V; ++v) value[v] = load(values + v * L);
+        for (int v = 0; v < V; ++v) value[v] = some < L ? few(values + v * L, some) : load(values + v * L);
         for (int i = 0; i < Q; ++i)
             for (int v = 0; v < V; ++v) sum[i][v] += value[v] * weights[i * stride + t];
     }
     for (int i = 0; i < Q; ++i)
-        for (int v = 0; v < V; ++v) save(found[i] + v * L, sum[i][v]);
+        for (int v = 0; v < V; ++v) {
+            if (some < L)
+                copy(reinterpret_cast<const T*>(&sum[i][v]), found[i] + v * L, some);
+            else
+                save(found[i] + v * L, sum[i][v]);
+        }
 }
 
 template <class T, int Q>
@@ -253,12 +236,7 @@ ALWAYS void weigh_all(const T* weights, std::int64_t stride, const T* values, st
     };
     for (; d + kMost * L <= width; d += kMost * L) weigh<T, Q, kMost>(weights, stride, values + d, slots, width, shift());
     for (; d + L <= width; d += L) weigh<T, Q, 1>(weights, stride, values + d, slots, width, shift());
-    for (; d < width; ++d)
-        for (int i = 0; i < Q; ++i) {
-            T sum = 0;
-            for (std::int64_t t = 0; t < slots; ++t) sum += weights[i * stride + t] * values[t * width + d];
-            found[i][d] = sum;
-        }
+    if (d < width) weigh<T, Q, 1>(weights, stride, values + d, slots, width, shift(), width - d);
 }
 
 // Softmax of scores [slots] in place, times `scale` before; returns what to divide by.
@@ -348,8 +326,6 @@ void attend(const T* qkv, const Rows& rows, Held<T> held, Heads heads, double sc
 
 }  // namespace
 
-#define REGEAR_JOIN_(a, b) a##b
-#define REGEAR_JOIN(a, b) REGEAR_JOIN_(a, b)
 extern const Kernels<float> REGEAR_JOIN(kFloat, REGEAR_ISA);
 extern const Kernels<double> REGEAR_JOIN(kDouble, REGEAR_ISA);
 const Kernels<float> REGEAR_JOIN(kFloat, REGEAR_ISA){norm<float>,   add<float>,   gate<float>,

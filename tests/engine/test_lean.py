@@ -109,3 +109,42 @@ def test_weights_trained_since_are_read(tiny):
         for parameter in model.parameters():
             parameter.mul_(1.5).add_(0.01)
     assert LocalEngine(model).generate([REQUESTS[0]])[0].token_ids == stock(model, REQUESTS[0]) != before
+
+
+def scores(runner, pieces, row=0, beside=()):
+    """Scores after every token of a text that is read in pieces, each beside others in the rows around it."""
+    rows = row + 1 + len(beside)
+    runner.reserve(rows, 64, 0)
+    found, at = [], 0
+    for piece in pieces:
+        width = max(len(piece), *map(len, beside)) if beside else len(piece)
+        texts = [[5]] * row + [piece, *beside]
+        padded = np.zeros((rows, width), np.int32)
+        for i, text in enumerate(texts):
+            padded[i, : len(text)] = text
+        counts = np.array([len(text) for text in texts])
+        starts = np.full(rows, at)
+        logits = runner.read(0, padded, counts, starts, np.arange(width) < counts[:, None])
+        found.append(logits[row : row + len(piece)])
+        runner.keep(0, counts)
+        at += len(piece)
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [*((family, torch.float32) for family in LEAN), ("llama", torch.float64)]
+)
+def test_scores_are_the_same_to_the_bit_whatever_is_read_beside(family, dtype, tiny):
+    runner = AttentionRunner(load_model(tiny(family)).to(dtype))
+    assert isinstance(runner.lean, CompiledDecoder)
+    text = torch.randint(60, (37,), generator=torch.Generator().manual_seed(1)).tolist()
+    wanted = scores(runner, [text])
+    assert torch.equal(scores(runner, [[token] for token in text]), wanted)
+    assert torch.equal(scores(runner, [text[:5], text[5:6], text[6:30], text[30:]]), wanted)
+    assert torch.equal(scores(runner, [text[:20], text[20:]], row=2, beside=[[3] * 9, [4]]), wanted)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(scores(runner, [text]), wanted)
+    finally:
+        torch.set_num_threads(before)

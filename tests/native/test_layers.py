@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from regear import _native
@@ -89,10 +89,11 @@ def test_attention_is_the_naive_one(starts, counts, heads, sets, kind):
 @settings(deadline=None, max_examples=40)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 70), st.integers(0, 6)), min_size=1, max_size=5),
-    heads=st.sampled_from([(6, 2, 16), (3, 1, 64), (8, 2, 10)]),
+    heads=st.sampled_from([(6, 2, 16), (3, 1, 64), (8, 2, 10), (4, 2, 12)]),
     sets=st.integers(0, 2),
     kind=st.sampled_from(list(KINDS)),
 )
+@example(rows=[(0, 6)], heads=(4, 2, 12), sets=2, kind=np.float32)
 def test_a_row_finds_the_same_bits_alone_and_one_token_at_a_time(rows, heads, sets, kind):
     starts, counts = zip(*rows, strict=True)
     case = Case(starts, counts, heads, kind)

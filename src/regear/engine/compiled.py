@@ -1,7 +1,8 @@
-"""The decoder of Llama-like models with everything but its matrix products in compiled code, on a CPU.
+"""The decoder of Llama-like models in compiled code, on a CPU.
 
 A layer of `LeanDecoder` is some thirty small operations of torch beside four products, and padded attention; here it is
-four calls, and attention reads of every row as much as there is. Same maps, same probe before it is used.
+four calls beside the products, and attention reads of every row as much as there is. Same maps, same probe before it is
+used. With packed products (`ops.linear`) what a token gets is the same to the last bit whatever is read beside it.
 
 Shape letters: N rows, Q new tokens of a row (padded), M tokens of all rows, D hidden width.
 """
@@ -22,12 +23,44 @@ with suppress(ImportError):
 
 Array = npt.NDArray[Any]
 
+BLOCK = 64  # places whose angles are found at once
+BY_LENGTH = ("dynamic", "longrope")  # kinds of RoPE whose angles depend on how long the text is
+
+
+class Angles:
+    """Cosines and sines of places, of any rotary module of transformers.
+
+    They are kept, and found by blocks: torch rounds a cosine by what stands beside it, and a token's angles must not
+    depend on that.
+    """
+
+    def __init__(self, rotary: Any, like: torch.Tensor) -> None:
+        self.rotary, self.like = rotary, like
+        self.fixed = getattr(rotary, "rope_type", None) not in BY_LENGTH
+        self.cos = self.sin = like.new_empty(0, 0)
+
+    def __call__(self, positions_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of every token, [M, W] each."""
+        if not self.fixed:
+            cos, sin = self._found(positions_M)
+            return cos.contiguous(), sin.contiguous()
+        if len(positions_M) and (last := int(positions_M.max())) >= len(self.cos):
+            ends = range(0, max(last + 1, 2 * len(self.cos)), BLOCK)
+            blocks = [self._found(torch.arange(start, start + BLOCK)) for start in ends]
+            self.cos, self.sin = (torch.cat(part) for part in zip(*blocks, strict=True))
+        return self.cos[positions_M], self.sin[positions_M]
+
+    def _found(self, positions_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = self.rotary(self.like, positions_M.unsqueeze(0))
+        return cos[0], sin[0]
+
 
 class CompiledDecoder:
     """The maps and norms of `few`, which `fits`; reads and writes a `RowCache`."""
 
     def __init__(self, few: LeanDecoder) -> None:
-        self.layers, self.embed, self.norm, self.rotary = few.layers, few.embed, few.norm, few.rotary
+        self.layers, self.embed, self.norm = few.layers, few.embed, few.norm
+        self.angles = Angles(few.rotary, few.norm)
         self.query_heads, self.key_heads, self.width = few.query_heads, few.key_heads, few.width
         kind = native.Layers32 if self.norm.dtype == torch.float32 else native.Layers64
         self.ops = kind(self.query_heads, self.key_heads, self.width, few.scaling, few.eps)
@@ -38,7 +71,7 @@ class CompiledDecoder:
         positions, tokens = plan.positions_NQ.flatten(), tokens_NQ.flatten()
         if places is not None:
             positions, tokens = positions[places], tokens[places]
-        cos, sin = (part.contiguous() for part in self.rotary(self.norm, positions.unsqueeze(0)))
+        cos, sin = self.angles(positions)
         x = self.embed(tokens)
         normed, found = torch.empty_like(x), x.new_empty(len(x), self.query_heads * self.width)
         width, ops = x.shape[1], self.ops
