@@ -76,7 +76,7 @@ class _Linear(torch.autograd.Function):
 
 
 class Packed:
-    """A copy of a weight [O, I] in the layout that products with few rows read fastest: float32 or float64, on a CPU."""
+    """A copy of a weight [O, I] in the layout that is read fastest for few rows: float32 or float64, on a CPU."""
 
     def __init__(self, weight_OI: torch.Tensor) -> None:
         self.shape, self.dtype = weight_OI.shape, weight_OI.dtype
