@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "buffer.hpp"
+#include "likely.hpp"
 
 namespace regear {
 
@@ -46,6 +47,27 @@ public:
         return now;
     }
 
+    // What the model thought after this state's longest string, which `writer` has just written. Every end of it keeps the
+    // last that it was told.
+    void tell(std::uint32_t state, const Likely& likely, std::uint8_t writer, std::uint64_t& work) {
+        if (state == kRoot) return;
+        if (!latest_.size()) {
+            latest_.resize_as_pushed(states_.size());
+            for (std::size_t i = 0; i < latest_.size(); ++i) latest_[i] = 0;
+        }
+        const std::uint32_t place = 1 + likely_.push(likely);
+        writers_.push(writer);
+        for (std::uint32_t v = state; v != kRoot; v = states_[v].link) {
+            latest_[v] = place;
+            ++work;
+        }
+    }
+
+    // 1 + the number of the last place that a state was told of; 0: none.
+    std::uint32_t latest(std::uint32_t state) const { return latest_.size() ? latest_[state] : 0; }
+    const Likely& likely(std::uint32_t place) const { return likely_[place - 1]; }
+    std::uint8_t writer(std::uint32_t place) const { return writers_[place - 1]; }
+
     // Where an edge leads, or kRoot.
     std::uint32_t next(std::uint32_t from, std::int32_t token) const {
         const std::uint32_t* to = find(from, token);
@@ -65,19 +87,27 @@ public:
 
     std::uint64_t tokens() const { return tokens_; }
     std::size_t states() const { return states_.size(); }
-    std::size_t bytes() const { return sizeof(*this) + states_.bytes() + edges_.bytes() + table_.bytes(); }
+    std::size_t bytes() const {
+        return sizeof(*this) + states_.bytes() + edges_.bytes() + table_.bytes() + latest_.bytes() + likely_.bytes() +
+               writers_.bytes();
+    }
 
     template <class Out>
     void save(Out& out) const {
         out.number(tokens_);
         out.array(states_);
         out.array(edges_);
+        out.array(latest_);
+        out.array(likely_);
+        out.array(writers_);
     }
 
     // False: what was read cannot even be walked; see sound.hpp for the rest.
     template <class In>
     bool load(In& in) {
-        if (!in.number(tokens_) || !in.array(states_) || !in.array(edges_) || !in_range()) return false;
+        if (!in.number(tokens_) || !in.array(states_) || !in.array(edges_) || !in.array(latest_) || !in.array(likely_) ||
+            !in.array(writers_) || !in_range())
+            return false;
         hashed_ = 0;
         table_.resize(0);
         for (std::uint32_t v = 0; v < states_.size(); ++v)
@@ -99,6 +129,7 @@ private:
             return states_[known].length == states_[from].length + 1 ? known : split(from, token, known, work);
         }
         const std::uint32_t now = states_.push({states_[from].length + 1, kRoot, 0, 0, 0, 0});
+        if (latest_.size()) latest_.push(0);
         std::uint32_t p = from;
         const std::uint32_t* to = nullptr;
         while (p != kNone && !(to = find(p, token))) {
@@ -119,6 +150,7 @@ private:
     std::uint32_t split(std::uint32_t p, std::int32_t token, std::uint32_t known, std::uint64_t& work) {
         const State old = states_[known];
         const std::uint32_t copy = states_.push({states_[p].length + 1, old.link, old.count, old.token, old.to, 0});
+        if (latest_.size()) latest_.push(latest_[known]);
         std::uint32_t head = 0;
         for (std::uint32_t at = old.more & ~kTable; at; at = edges_[at - 1].next) {
             head = 1 + edges_.push({edges_[at - 1].token, edges_[at - 1].to, head});
@@ -222,12 +254,25 @@ private:
                 listed[at - 1] = true;
             }
         }
-        return found == m;
+        return found == m && (latest_.size() == 0 ? likely_.size() == 0 : latest_.size() == n) &&
+               writers_.size() == likely_.size() && told();
+    }
+
+    // Places that are there, and the later the shorter the string.
+    bool told() const {
+        for (std::size_t i = 1; i < latest_.size(); ++i) {
+            const std::uint32_t link = states_[i].link;
+            if (latest_[i] > likely_.size() || (link && latest_[link] < latest_[i])) return false;
+        }
+        return !latest_.size() || !latest_[kRoot];
     }
 
     Buffer<State> states_;
     Buffer<Edge> edges_;
     Buffer<Entry> table_;
+    Buffer<std::uint32_t> latest_;  // of every state, once there is any
+    Buffer<Likely> likely_;
+    Buffer<std::uint8_t> writers_;  // of each of these
     std::size_t hashed_ = 0;
     std::uint64_t tokens_ = 0;
 };

@@ -10,7 +10,7 @@ namespace regear {
 
 namespace {
 
-constexpr char kMagic[8] = {'r', 'e', 'g', 'e', 'a', 'r', 'S', '1'};
+constexpr char kMagic[8] = {'r', 'e', 'g', 'e', 'a', 'r', 'S', '2'};
 constexpr std::string_view kShared = "";  // groups' own keys begin with a letter
 
 std::uint64_t name_of(const std::int32_t* prompt, std::size_t count) {
@@ -20,11 +20,13 @@ std::uint64_t name_of(const std::int32_t* prompt, std::size_t count) {
 }  // namespace
 
 void Index::start(std::int64_t number, std::string_view key, const std::int32_t* prompt, std::size_t count,
-                  const std::uint64_t* seed, bool reads) {
+                  const std::uint64_t* seed, double temperature, bool reads) {
     finish(number);
     Row& row = rows_[number];
     row.noisy = seed != nullptr;
     row.seed = seed ? *seed : 0;
+    row.temperature = temperature;
+    row.writer = number < 0 ? 0 : static_cast<std::uint8_t>(1 + number % 255);
     row.position = count;
     row.scopes.reserve(2);
     row.scopes.push_back({&group("g" + std::string(key)), ~0ull, {}, reads});
@@ -40,21 +42,23 @@ void Index::start(std::int64_t number, std::string_view key, const std::int32_t*
     make_room();
 }
 
-void Index::extend(std::int64_t number, const std::int32_t* tokens, std::size_t count) {
+void Index::extend(std::int64_t number, const std::int32_t* tokens, std::size_t count, const Likely* likely) {
     const auto found = rows_.find(number);
     if (found == rows_.end()) return;
-    found->second.position += count;
+    Row& row = found->second;
+    row.position += count;
     for (std::size_t at = 0; at < count; at += kSlice) {
-        for (Scope& scope : found->second.scopes) write(scope, tokens + at, std::min(kSlice, count - at));
+        for (Scope& scope : row.scopes)
+            write(scope, tokens + at, std::min(kSlice, count - at), likely ? likely + at : nullptr, row.writer);
         make_room();
     }
 }
 
 void Index::learn(std::string_view group, const std::int32_t* prompt, std::size_t length, const std::int32_t* tokens,
-                  std::size_t count) {
+                  std::size_t count, const Likely* likely) {
     constexpr std::int64_t kPast = -1;
-    start(kPast, group, prompt, length, nullptr, false);
-    extend(kPast, tokens, count);
+    start(kPast, group, prompt, length, nullptr, 1, false);
+    extend(kPast, tokens, count, likely);
     finish(kPast);
 }
 
@@ -121,7 +125,7 @@ void Index::begin(Scope& scope, const std::int32_t* prompt, std::size_t count) {
     const auto known = scope.group->generations.back().prompts.find(name);
     if (known == scope.group->generations.back().prompts.end()) {
         for (std::size_t at = 0; at < count; at += kSlice) {
-            write(scope, prompt + at, std::min(kSlice, count - at));
+            write(scope, prompt + at, std::min(kSlice, count - at), nullptr, 0);
             make_room();
         }
         sync(scope);
@@ -139,7 +143,8 @@ void Index::begin(Scope& scope, const std::int32_t* prompt, std::size_t count) {
     own.length = (*newest.automaton)[own.state].length;
 }
 
-void Index::write(Scope& scope, const std::int32_t* tokens, std::size_t count) {
+void Index::write(Scope& scope, const std::int32_t* tokens, std::size_t count, const Likely* likely,
+                  std::uint8_t writer) {
     constexpr std::uint64_t kUsual = 64;
     sync(scope);
     if (full(scope.group->generations.back())) {
@@ -154,6 +159,7 @@ void Index::write(Scope& scope, const std::int32_t* tokens, std::size_t count) {
     Automaton& automaton = *generations.back().automaton;
     for (std::size_t i = 0; i < count; ++i) {
         std::uint64_t work = 0;
+        if (likely && likely[i].known()) automaton.tell(own.state, likely[i], writer, work);
         own.state = automaton.extend(own.state, tokens[i], work);
         own.toil += work > kUsual ? work - kUsual : 0;
         if (own.toil > kToil) {  // one token over and over: every place has as many suffixes as there are places
@@ -264,8 +270,8 @@ std::size_t Index::propose(std::int64_t number, std::size_t most, double least, 
     while (row.cells.size() < most) {
         const Noise noise(row.seed, row.position + row.cells.size());
         Guess guess;
-        if (!weigh(row.noisy ? &noise : nullptr, guess)) break;
-        const std::uint8_t cell = Calibration::cell(guess.length, guess.sureness);
+        if (!weigh(row, row.noisy ? &noise : nullptr, guess)) break;
+        const std::uint8_t cell = Calibration::cell(guess.length, guess.sureness, guess.told);
         path *= calibration_.chance(cell);
         if (path < least) break;
         row.cells.push_back(cell);
@@ -284,8 +290,9 @@ void Index::observe(std::int64_t number, std::size_t guessed, std::size_t kept) 
     for (std::size_t i = 0; i < known; ++i) calibration_.add(cells[i], i < kept);
 }
 
-// The next token by the counts after the longest contexts; false: nothing is known of it.
-bool Index::weigh(const Noise* noise, Guess& guess) {
+// The next token by the counts after the longest contexts, and by what the model thought there; false: nothing is known
+// of it.
+bool Index::weigh(const Row& row, const Noise* noise, Guess& guess) {
     const std::uint32_t longest = settle(walkers_);
     levels_.clear();
     candidates_.clear();
@@ -298,31 +305,96 @@ bool Index::weigh(const Noise* noise, Guess& guess) {
                                       : (*walker.automaton)[(*walker.automaton)[walker.state].link].length);
         at = next;
     }
-    if (levels_.empty()) return false;
-    interpolate();
-    guess = choose(&candidates_[levels_.back().first], candidates_.data() + levels_.back().end, noise);
+    const std::size_t first = levels_.empty() ? candidates_.size() : levels_.back().first;
+    if (!levels_.empty()) interpolate();
+    const bool told = recall(row, first);
+    if (first == candidates_.size()) return false;
+    guess = choose(candidates_.data() + first, candidates_.data() + candidates_.size(), noise, told ? kSharp : 1);
     guess.length = longest;
+    guess.told = told;
     return true;
+}
+
+// Mixes into the shares of the candidates from `first` on what the model thought at places like this one: of every
+// automaton, the last place of each of the text's ends, from the longest down. The longer the end, the more alike; false:
+// no place is known.
+bool Index::recall(const Row& row, std::size_t first) {
+    double all = 0;
+    plain_.set(1);
+    powers_.set(row.temperature);
+    for (Candidate& one : candidates_) one.count = 0;
+    for (const Walker& walker : walkers_) {
+        const Automaton& automaton = *walker.automaton;
+        std::uint32_t state = walker.state, last = 0;
+        double length = walker.length;
+        for (int links = 0, places = 0; state != Automaton::kRoot && links < kLinks && places < kPlaces; ++links) {
+            const std::uint32_t place = automaton.latest(state);
+            if (place && place != last) {
+                const bool own = row.writer && automaton.writer(place) == row.writer;
+                const double weight = walker.weight * (own ? kOwn : 1) * length * length * length;
+                add(automaton.likely(place), weight, first);
+                all += weight;
+                last = place;
+                ++places;
+            }
+            state = automaton[state].link;
+            length = automaton[state].length;
+        }
+    }
+    if (!all) return false;
+    const double counted = levels_.empty() ? 0 : kCounted;
+    for (std::size_t i = first; i < candidates_.size(); ++i) {
+        Candidate& one = candidates_[i];
+        one.share = (1 - counted) * one.count / all + counted * one.share;
+    }
+    return true;
+}
+
+// Probabilities of a place at the temperature asked for, into `count`. Of the tokens that are not kept only the sum is
+// known, and that none is likelier than the last that is. Powers are those of shares of the likeliest one.
+void Index::add(const Likely& likely, double weight, std::size_t first) {
+    double sum = 0, left = 1, kept[Likely::kMost];
+    for (int i = 0; i < Likely::kMost; ++i) {
+        const int below = likely.level(i) - likely.level(0);
+        sum += kept[i] = powers_.of[below > 0 ? below : 0];
+        left -= plain_.of[likely.level(i)];
+    }
+    sum += std::max(left, 0.0) * kept[Likely::kMost - 1] / plain_.of[likely.level(Likely::kMost - 1)];
+    for (int i = 0; i < Likely::kMost; ++i) {
+        std::size_t at = first;
+        while (at < candidates_.size() && candidates_[at].token != likely.token(i)) ++at;
+        if (at == candidates_.size()) candidates_.push_back({likely.token(i), 0, 0});
+        candidates_[at].count += weight * kept[i] / sum;
+    }
+}
+
+void Index::Powers::set(double wanted) {
+    if (temperature == wanted) return;
+    temperature = wanted;
+    for (std::size_t level = 0; level < of.size(); ++level)
+        of[level] = std::exp(-static_cast<double>(level) * Likely::kStep / wanted);
 }
 
 // Without noise the largest share, which is also how sure it is. With noise the engine's own draw, were the shares its
 // probabilities: it is sure as far as no unknown token, of what the shares leave, and no other known one may win.
-Index::Guess Index::choose(const Candidate* first, const Candidate* end, const Noise* noise) {
-    double best = -1e300, second = -1e300, left = 1;
+Index::Guess Index::choose(const Candidate* first, const Candidate* end, const Noise* noise, double power) {
+    double best = -1e300, second = -1e300, left = 1, share = 0;
     std::int32_t token = -1;
     for (const Candidate* one = first; one != end; ++one) {
         left -= one->share;
-        const double score = noise ? std::log(one->share) + (*noise)(one->token) : one->share;
+        const double score = noise ? power * std::log(one->share) + (*noise)(one->token) : one->share;
         if (score > best || (score == best && one->token < token)) {
             second = best;
             best = score;
             token = one->token;
+            share = one->share;
         } else {
             second = std::max(second, score);
         }
     }
-    if (!noise) return {token, best, 0};
-    return {token, std::exp(-std::max(left, 1e-3) * std::exp(-best)) / (1 + std::exp((second - best) / 0.5)), 0};
+    if (!noise) return {token, best, 0, false};
+    const double plain = best - (power - 1) * std::log(share);
+    return {token, std::exp(-std::max(left, 1e-3) * std::exp(-plain)) / (1 + std::exp((second - best) / 0.5)), 0, false};
 }
 
 // What follows the end of this length, over all automata that know it; false: too many things do.

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "automaton.hpp"
+#include "likely.hpp"
 #include "noise.hpp"
 
 namespace regear {
@@ -31,16 +32,16 @@ struct Settings {
 
 bool sensible(const Settings& settings);
 
-// How often a token with this length of context and this share of the counts stood.
+// How often a token with this length of context stood that looked so sure; by counts alone, or told what the model thought.
 class Calibration {
 public:
-    static constexpr int kLengths = 9, kShares = 10;
+    static constexpr int kLengths = 9, kShares = 10, kCells = 2 * kLengths * kShares;
 
-    static std::uint8_t cell(std::uint32_t length, double share) {
+    static std::uint8_t cell(std::uint32_t length, double share, bool told) {
         int octave = 0;
         while (length > 1 && octave < kLengths - 1) length >>= 1, ++octave;
         const int bin = share >= 1 ? kShares - 1 : static_cast<int>(share * kShares);
-        return static_cast<std::uint8_t>(octave * kShares + bin);
+        return static_cast<std::uint8_t>((told * kLengths + octave) * kShares + bin);
     }
 
     double chance(std::uint8_t cell) const {
@@ -71,7 +72,7 @@ public:
 
 private:
     static constexpr double kPrior = 8, kMemory = 0.999;
-    std::array<double, kLengths * kShares> stood_{}, tried_{};
+    std::array<double, kCells> stood_{}, tried_{};
 };
 
 class Index {
@@ -81,16 +82,17 @@ public:
     Index& operator=(const Index&) = delete;
 
     // A text in flight. Texts of one group and generation with one prompt store it once.
-    // `seed`, if not null: of the noise that its tokens are drawn with. A text that does not read only writes, which
-    // takes the less the more generations there are.
+    // `seed`, if not null: of the noise that its tokens are drawn with, at this temperature. A text that does not read
+    // only writes, which takes the less the more generations there are.
     void start(std::int64_t number, std::string_view group, const std::int32_t* prompt, std::size_t count,
-               const std::uint64_t* seed, bool reads = true);
-    // Its next tokens. Numbers that were not started are passed over.
-    void extend(std::int64_t number, const std::int32_t* tokens, std::size_t count);
+               const std::uint64_t* seed, double temperature = 1, bool reads = true);
+    // Its next tokens, and, if not null, what the model thought before each. Numbers that were not started are passed
+    // over.
+    void extend(std::int64_t number, const std::int32_t* tokens, std::size_t count, const Likely* likely = nullptr);
     void finish(std::int64_t number);
     // A text that has ended.
     void learn(std::string_view group, const std::int32_t* prompt, std::size_t length, const std::int32_t* tokens,
-               std::size_t count);
+               std::size_t count, const Likely* likely = nullptr);
     // A new epoch: texts that start from now on write into new generations.
     void advance() { ++epoch_; }
 
@@ -125,6 +127,10 @@ private:
     static constexpr double kForeign = 0.05;            // weight of what other groups' texts say
     static constexpr double kFaint = 1e-100;            // weight of a generation at least: shares of 0 are none
     static constexpr int kWide = 64;                    // continuations of a context that says nothing any more
+    static constexpr int kPlaces = 4, kLinks = 64;      // places of an automaton that a guess weighs, of so many ends
+    static constexpr double kOwn = 5;                   // weight of a text's own places beside those of others
+    static constexpr double kCounted = 0.15;            // of what places say, what counts say
+    static constexpr double kSharp = 1.4;               // power of that: it is a mean over texts, and flatter than any
 
     struct Generation {
         std::uint64_t serial, epoch;
@@ -160,6 +166,8 @@ private:
         std::vector<Scope> scopes;
         std::vector<std::uint8_t> cells;  // of the last proposal
         bool noisy = false;
+        double temperature = 1;
+        std::uint8_t writer = 0;  // of its places
         std::uint64_t seed = 0, position = 0;  // of the noise; tokens known
     };
 
@@ -185,6 +193,14 @@ private:
         std::int32_t token;
         double sureness;  // between 0 and 1
         std::uint32_t length;  // of the longest context
+        bool told;             // whether it knows what the model thought at places like this one
+    };
+
+    // e^(−level / 16 / temperature), for the temperature last asked for.
+    struct Powers {
+        double temperature = 0;
+        std::array<double, 256> of{};
+        void set(double wanted);
     };
 
     Group& group(std::string_view key);
@@ -192,17 +208,19 @@ private:
     void renew(Group& group);
     void sync(Scope& scope);
     void begin(Scope& scope, const std::int32_t* prompt, std::size_t count);
-    void write(Scope& scope, const std::int32_t* tokens, std::size_t count);
+    void write(Scope& scope, const std::int32_t* tokens, std::size_t count, const Likely* likely, std::uint8_t writer);
     void account(Generation& generation);
     void make_room();
     bool drop_oldest(bool only);
     bool full(const Generation& generation) const;
 
     void walk(Row& row);
-    bool weigh(const Noise* noise, Guess& guess);
-    static Guess choose(const Candidate* first, const Candidate* end, const Noise* noise);
+    bool weigh(const Row& row, const Noise* noise, Guess& guess);
+    static Guess choose(const Candidate* first, const Candidate* end, const Noise* noise, double power);
     bool gather(std::uint32_t length);
     void interpolate();
+    bool recall(const Row& row, std::size_t first);
+    void add(const Likely& likely, double weight, std::size_t first);
     static std::uint32_t settle(std::vector<Walker>& walkers);
     static void read(const Automaton& automaton, std::uint32_t& state, std::uint32_t& length, std::int32_t token);
 
@@ -215,6 +233,7 @@ private:
     std::vector<Walker> walkers_, lower_;
     std::vector<Level> levels_;
     std::vector<Candidate> candidates_;
+    Powers plain_, powers_;
 };
 
 }  // namespace regear

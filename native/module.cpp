@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "index.hpp"
+#include "likeliest.hpp"
 #include "sample.hpp"
 
 namespace nb = nanobind;
@@ -73,15 +74,28 @@ auto propose(Guarded& self, Array<std::int64_t> numbers, Array<std::int64_t> mos
     return nb::make_tuple(given(std::move(offsets)), given(std::move(tokens)), given(std::move(chances)));
 }
 
-void extend_many(Guarded& self, Array<std::int64_t> numbers, Array<std::int64_t> offsets, Array<std::int32_t> tokens) {
+using Thoughts = std::optional<nb::ndarray<const std::uint32_t, nb::shape<-1, regear::Likely::kMost>, nb::c_contig,
+                                            nb::device::cpu>>;
+
+// One for each token, or null.
+const regear::Likely* thoughts(const Thoughts& likely, std::size_t tokens) {
+    if (!likely) return nullptr;
+    same(likely->shape(0), tokens);
+    return reinterpret_cast<const regear::Likely*>(likely->data());
+}
+
+void extend_many(Guarded& self, Array<std::int64_t> numbers, Array<std::int64_t> offsets, Array<std::int32_t> tokens,
+                 const Thoughts& likely) {
     same(offsets.size(), numbers.size() + 1);
+    const regear::Likely* told = thoughts(likely, tokens.size());
     const std::int64_t* at = offsets.data();
     bool ordered = at[0] >= 0 && at[numbers.size()] <= static_cast<std::int64_t>(tokens.size());
     for (std::size_t i = 0; i < numbers.size(); ++i) ordered = ordered && at[i] <= at[i + 1];
     if (!ordered) throw nb::value_error("offsets that do not rise from 0 to the number of tokens");
     self.with([&](regear::Index& index) {
         for (std::size_t i = 0; i < numbers.size(); ++i)
-            index.extend(numbers.data()[i], tokens.data() + at[i], static_cast<std::size_t>(at[i + 1] - at[i]));
+            index.extend(numbers.data()[i], tokens.data() + at[i], static_cast<std::size_t>(at[i + 1] - at[i]),
+                         told ? told + at[i] : nullptr);
     });
 }
 
@@ -110,6 +124,19 @@ auto choose(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>
     return given(std::move(tokens));
 }
 
+auto likeliest(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores) {
+    const std::size_t rows = scores.shape(0);
+    const auto width = static_cast<std::int64_t>(scores.shape(1));
+    auto* held = new std::vector<regear::Likely>(rows);
+    nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<regear::Likely>*>(p); });
+    {
+        nb::gil_scoped_release release;
+        for (std::size_t i = 0; i < rows; ++i)
+            (*held)[i] = regear::likeliest(scores.data() + static_cast<std::int64_t>(i) * width, width);
+    }
+    return nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<2>>(held->data(), {rows, regear::Likely::kMost}, owner);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -119,6 +146,9 @@ NB_MODULE(_native, module) {
     module.doc() = "Past texts as suffix automata, and guesses from them.";
     module.def("choose", &choose, "scores"_a, "keys"_a, "temperatures"_a,
                "argmax(scores / temperature + Gumbel noise) of every row, [R]; -1 where scores are not finite.");
+    module.def("likeliest", &likeliest, "scores"_a,
+               "Of every row its likeliest tokens, as the index keeps them: [R, 4], a token in 24 bits and in 8 its "
+               "probability as -16 ln p.");
     nb::class_<Guarded>(module, "Index", "Texts in flight and past ones, by group and generation.")
         .def(
             "__init__",
@@ -136,13 +166,14 @@ NB_MODULE(_native, module) {
         .def(
             "start",
             [](Guarded& self, std::int64_t number, nb::bytes group, Array<std::int32_t> prompt,
-               std::optional<std::uint64_t> seed) {
+               std::optional<std::uint64_t> seed, double temperature) {
                 const std::string_view key = view(group);
+                if (!(temperature > 0 && temperature < 1e6)) throw nb::value_error("wanted a temperature above 0");
                 self.with([&](regear::Index& index) {
-                    index.start(number, key, prompt.data(), prompt.size(), seed ? &*seed : nullptr);
+                    index.start(number, key, prompt.data(), prompt.size(), seed ? &*seed : nullptr, temperature);
                 });
             },
-            "number"_a, "group"_a, "prompt"_a, "seed"_a = nb::none(),
+            "number"_a, "group"_a, "prompt"_a, "seed"_a = nb::none(), "temperature"_a = 1.0,
             "A text in flight; `seed` is that of the noise it is drawn with, None where the best token is taken.")
         .def(
             "append",
@@ -152,11 +183,14 @@ NB_MODULE(_native, module) {
             "number"_a, "token"_a, "A text's next token.")
         .def(
             "extend",
-            [](Guarded& self, std::int64_t number, Array<std::int32_t> tokens) {
-                self.with([&](regear::Index& index) { index.extend(number, tokens.data(), tokens.size()); });
+            [](Guarded& self, std::int64_t number, Array<std::int32_t> tokens, const Thoughts& likely) {
+                const regear::Likely* told = thoughts(likely, tokens.size());
+                self.with([&](regear::Index& index) { index.extend(number, tokens.data(), tokens.size(), told); });
             },
-            "number"_a, "tokens"_a, "A text's next tokens.")
-        .def("extend_many", &extend_many, "numbers"_a, "offsets"_a, "tokens"_a,
+            "number"_a, "tokens"_a, "likely"_a = nb::none(),
+            "A text's next tokens; `likely` is what the model thought before each, as `likeliest` gives it, or all bits "
+            "set where that is not known.")
+        .def("extend_many", &extend_many, "numbers"_a, "offsets"_a, "tokens"_a, "likely"_a = nb::none(),
              "The next tokens of many texts: those of text i are tokens[offsets[i]:offsets[i + 1]].")
         .def("propose", &propose, "numbers"_a, "most"_a, "least"_a,
              "(offsets [N + 1], tokens, chances): at most most[i] tokens for a text, none of a chance below least[i].")
@@ -167,13 +201,15 @@ NB_MODULE(_native, module) {
             "number"_a, "A text has ended; what it wrote stays.")
         .def(
             "learn",
-            [](Guarded& self, nb::bytes group, Array<std::int32_t> prompt, Array<std::int32_t> tokens) {
+            [](Guarded& self, nb::bytes group, Array<std::int32_t> prompt, Array<std::int32_t> tokens,
+               const Thoughts& likely) {
                 const std::string_view key = view(group);
+                const regear::Likely* told = thoughts(likely, tokens.size());
                 self.with([&](regear::Index& index) {
-                    index.learn(key, prompt.data(), prompt.size(), tokens.data(), tokens.size());
+                    index.learn(key, prompt.data(), prompt.size(), tokens.data(), tokens.size(), told);
                 });
             },
-            "group"_a, "prompt"_a, "tokens"_a, "A text that has ended.")
+            "group"_a, "prompt"_a, "tokens"_a, "likely"_a = nb::none(), "A text that has ended.")
         .def(
             "advance", [](Guarded& self) { self.with([](regear::Index& index) { index.advance(); }); },
             "A new epoch: texts that start from now on write into new generations.")

@@ -17,7 +17,7 @@ import torch
 from regear.core.errors import RecipeError
 from regear.core.machine import available_memory_bytes
 from regear.engine import sampler, verify
-from regear.engine.drafters.base import Drafter, Outcome, Text
+from regear.engine.drafters.base import LIKELY, Drafter, Outcome, Text, wants_likely
 from regear.engine.drafters.guard import guarded
 from regear.engine.runner import Runner
 from regear.engine.runners import runner_for
@@ -62,6 +62,7 @@ class LocalEngine:
         limits = limits or Limits()
         self.tokenizer, self.draft, self.chunk = tokenizer, draft if drafter else 0, limits.chunk
         self.drafter = guarded(drafter, model.config.get_text_config().vocab_size)
+        self.tells = drafter is not None and wants_likely(drafter)
         self.runner: Runner = runner_for(model, packed=packed)
         self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
         budget = limits.cache_bytes if limits.cache_bytes is not None else free_bytes(model.device) // 2
@@ -219,9 +220,12 @@ class LocalEngine:
         where = np.nonzero(wanted)
         drawn = np.full((rows, width), -1, np.int64)
         drawn[where] = self._draw(logits, where[0], starts[where[0]] + 1 + where[1], guessed, where[1])
+        likely = np.zeros((rows, width, LIKELY), np.uint32)
+        if self.tells:
+            likely[where] = sampler.likeliest(logits)
         kept = verify.kept(drawn, guessed, counts)
         self.runner.keep(0, kept + 1)
-        self._emit(np.arange(rows), drawn, kept, counts)
+        self._emit(np.arange(rows), drawn, kept, counts, likely)
 
     def _guess(self) -> tuple[np.ndarray, np.ndarray]:
         """Guesses of every ready row, [N, K], and how many each has."""
@@ -270,7 +274,12 @@ class LocalEngine:
         return drawn.numpy(force=True)
 
     def _emit(
-        self, rows: np.ndarray, drawn_NQ: np.ndarray, kept_N: np.ndarray, guesses_N: np.ndarray | None = None
+        self,
+        rows: np.ndarray,
+        drawn_NQ: np.ndarray,
+        kept_N: np.ndarray,
+        guesses_N: np.ndarray | None = None,
+        likely_NQK: np.ndarray | None = None,
     ) -> None:
         """Append what was drawn and stands, tell the drafter what became of its guesses, end texts that end."""
         table = self.table
@@ -294,8 +303,14 @@ class LocalEngine:
         table.cached[rows] = table.length[rows] - 1
         numbers = table.number[rows].tolist()
         if self.drafter is not None and guesses_N is not None:
-            parts = zip(numbers, guesses_N.tolist(), kept_N.tolist(), drawn_NQ.astype(np.int32), taken, strict=True)
-            self.drafter.observe([Outcome(number, count, kept, new[:end]) for number, count, kept, new, end in parts])
+            told = likely_NQK if self.tells and likely_NQK is not None else [None] * len(numbers)
+            parts = zip(
+                numbers, guesses_N.tolist(), kept_N.tolist(), drawn_NQ.astype(np.int32), told, taken, strict=True
+            )
+            self.drafter.observe([
+                Outcome(number, count, kept, new[:end], None if likely is None else likely[:end])
+                for number, count, kept, new, likely, end in parts
+            ])  # fmt: skip
         over = stopped | (table.length[rows] >= table.limit[rows])
         for i in np.flatnonzero(over)[::-1]:
             self._finish(int(rows[i]), "stop" if stopped[i] else "length")

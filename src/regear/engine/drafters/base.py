@@ -19,6 +19,8 @@ Array = npt.NDArray[Any]
 Tokens = npt.NDArray[np.int32]
 
 NOTHING: Tokens = np.empty(0, np.int32)
+LIKELY = 4  # tokens of a place whose probability is told
+UNKNOWN = np.uint32(0xFFFFFFFF)  # in the place of the first: what the model thought is not known
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,18 @@ class Text:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a guess: the text's number, how many tokens were guessed and kept, and the tokens that came."""
+    """What became of a guess: the text's number, how many tokens were guessed and kept, and the tokens that came.
+
+    `likely` is for drafters that have `wants_likely`: what the model thought before each of these tokens, uint32
+    [emitted, LIKELY], the likeliest first. In the upper 24 bits stands a token, in the lower 8 its probability p at
+    temperature 1, as −16 ln p.
+    """
 
     number: int
     guessed: int
     kept: int
     emitted: Tokens
+    likely: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -67,3 +75,9 @@ class Drafter(Protocol):
     def finish(self, number: int, tokens: Tokens, prompt: int, group: Hashable) -> None:
         """A text has ended, or left the engine; whatever is kept for it can go."""
         ...
+
+
+def wants_likely(drafter: Any) -> bool:
+    """Whether a drafter, or one behind it, learns from what the model thought."""
+    inner = getattr(drafter, "drafters", None) or [getattr(drafter, "drafter", None)]
+    return getattr(drafter, "wants_likely", False) or any(wants_likely(one) for one in inner if one is not None)

@@ -1,6 +1,7 @@
 """Drafters together: the first one that has a guess for a text gives it."""
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 from regear.engine.drafters.base import NOTHING, Array, Drafter, Outcome, Text, Tokens
 
@@ -35,7 +36,7 @@ class Cascade:
     def _for(self, drafter: Drafter, outcome: Outcome) -> Outcome:
         if not outcome.guessed or self.source.get(outcome.number) is drafter:
             return outcome
-        return Outcome(outcome.number, 0, 0, outcome.emitted)
+        return replace(outcome, guessed=0, kept=0)
 
     def finish(self, number: int, tokens: Tokens, prompt: int, group: Hashable) -> None:
         """Every drafter forgets the text."""

@@ -14,11 +14,13 @@ import numpy as np
 
 from regear.core.errors import DataError
 from regear.core.files import write_bytes
-from regear.engine.drafters.base import Array, Outcome, Text, Tokens
+from regear.engine.drafters.base import LIKELY, UNKNOWN, Array, Outcome, Text, Tokens
 from regear.engine.drafters.routes import Routes
 from regear.engine.sampler import COLD
 
 CAP = 1 << 30  # bytes
+HOTTEST = 1e3  # temperature from which on all that is kept of a place is as likely
+GREEDY = 0.3  # temperature at which a greedy text asks what the model thought: there is little else than the best
 MAGIC = b"regear suffix index 1\n"
 
 
@@ -40,6 +42,9 @@ def native() -> Any:
 class SuffixDrafter:
     """Chains of tokens with the chance that each stands.
 
+    From engines that tell it, it also learns what the model thought at every place of a text (`Outcome.likely`): that
+    says more of how a text goes on from there than the one token that came.
+
     Args:
         index: what past texts left; None is an empty one.
         routes: which group texts of no named group belong to.
@@ -47,12 +52,15 @@ class SuffixDrafter:
         cap_bytes: of a new index.
     """
 
+    wants_likely = True
+
     def __init__(
         self, index: Any = None, routes: Routes | None = None, *, shared: bool = True, cap_bytes: int = CAP
     ) -> None:
         self.index = native().Index(shared=shared, cap_bytes=cap_bytes) if index is None else index
         self.routes = routes or Routes()
         self.read: dict[int, int] = {}  # tokens of each text that the index has
+        self.told: dict[int, list[Array]] = {}  # what the model thought before tokens that it has not
 
     def propose(self, texts: Sequence[Text], most: Array) -> list[Tokens]:
         """The longest guesses."""
@@ -69,19 +77,32 @@ class SuffixDrafter:
     def _catch_up(self, texts: Sequence[Text]) -> None:
         """Give the index what texts have become."""
         new: list[Tokens] = []
+        likely: list[Array] = []
         for text in texts:
             if text.number not in self.read:
                 self._start(text)
             new.append(text.tokens[self.read[text.number] :])
+            likely.append(self._thoughts(text.number, len(new[-1])))
             self.read[text.number] = len(text.tokens)
-        offsets = np.cumsum([0, *map(len, new)], dtype=np.int64)
-        numbers = np.array([text.number for text in texts], np.int64)
-        self.index.extend_many(numbers, offsets, np.concatenate(new) if new else np.empty(0, np.int32))
+        if new:
+            offsets = np.cumsum([0, *map(len, new)], dtype=np.int64)
+            numbers = np.array([text.number for text in texts], np.int64)
+            self.index.extend_many(numbers, offsets, np.concatenate(new), np.concatenate(likely))
+
+    def _thoughts(self, number: int, count: int) -> Array:
+        """What the model thought before the last `count` tokens of a text, as far as it was told."""
+        found = np.full((count, LIKELY), UNKNOWN)
+        if count and (told := self.told.pop(number, None)):
+            held = np.concatenate(told)[-count:]
+            found[count - len(held) :] = held
+        return found
 
     def _start(self, text: Text) -> None:
         request, prompt = text.request, np.ascontiguousarray(text.tokens[: text.prompt])
-        seed = request.seed & 0xFFFFFFFFFFFFFFFF if request.temperature > COLD else None
-        self.index.start(text.number, self.routes.group(request.group, prompt), prompt, seed)
+        warm = request.temperature > COLD
+        seed = request.seed & 0xFFFFFFFFFFFFFFFF if warm else None
+        temperature = min(request.temperature, HOTTEST) if warm else GREEDY
+        self.index.start(text.number, self.routes.group(request.group, prompt), prompt, seed, temperature)
         self.read[text.number] = text.prompt
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
@@ -91,20 +112,30 @@ class SuffixDrafter:
             for name in ("number", "guessed", "kept")
         )
         self.index.observe(numbers, guessed, kept)
+        for outcome in outcomes:
+            if outcome.likely is not None and len(outcome.emitted):
+                self.told.setdefault(outcome.number, []).append(outcome.likely)
 
     def finish(self, number: int, tokens: Tokens, prompt: int, group: Hashable) -> None:
         """The text is past; what it wrote stays."""
         read = self.read.pop(number, None)
+        likely = self._thoughts(number, len(tokens) - (prompt if read is None else read))
+        self.told.pop(number, None)
         if read is None:  # it was never asked about
-            self.learn(tokens[:prompt], tokens[prompt:], group)
+            self.learn(tokens[:prompt], tokens[prompt:], group, likely)
             return
-        self.index.extend(number, np.ascontiguousarray(tokens[read:]))
+        self.index.extend(number, np.ascontiguousarray(tokens[read:]), likely)
         self.index.finish(number)
 
-    def learn(self, prompt: Tokens, tokens: Tokens, group: Hashable = None) -> None:
-        """A past text."""
+    def learn(self, prompt: Tokens, tokens: Tokens, group: Hashable = None, likely: Array | None = None) -> None:
+        """A past text; `likely` is what the model thought before each of its tokens, as in `Outcome`, if that is known."""
         key = self.routes.group(group, prompt)
-        self.index.learn(key, np.ascontiguousarray(prompt, np.int32), np.ascontiguousarray(tokens, np.int32))
+        self.index.learn(
+            key,
+            np.ascontiguousarray(prompt, np.int32),
+            np.ascontiguousarray(tokens, np.int32),
+            None if likely is None else np.ascontiguousarray(likely, np.uint32),
+        )
 
     def advance(self) -> None:
         """A new epoch: its texts weigh more than those before, and the oldest epoch's leave."""
@@ -114,6 +145,7 @@ class SuffixDrafter:
         """Forget all texts, past and in flight, but not how much the counts can be trusted."""
         self.index.clear()
         self.read.clear()
+        self.told.clear()
 
     def rest_on(self, past: "SuffixDrafter") -> None:
         """Know what `past` knows instead, without a copy of it; texts write here alone, as of a new epoch.
@@ -121,6 +153,7 @@ class SuffixDrafter:
         `past` must not learn while that lasts: `let_go` comes first. Texts in flight are read anew.
         """
         self.read.clear()
+        self.told.clear()
         self.index.share(past.index)
         self.index.advance()
         self.routes = Routes(past.routes.state())
