@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from regear.ops.noise import ROUNDS, key
 
 FOREIGN, FAINT, WIDE = 0.05, 1e-100, 64
+PLACES, OWN, COUNTED, SHARP = 4, 5, 0.15, 1.4
 
 
 def written(tokens):
@@ -40,6 +41,7 @@ class Generation:
     epoch: int
     prompts: set = field(default_factory=set)
     texts: list = field(default_factory=list)  # [prompt, what came after it]
+    told: list = field(default_factory=list)  # (what stood before, what the model thought, who wrote)
 
     def places(self, string):
         """Where a string ends; a place in a prompt counts once, whatever the number of its texts."""
@@ -52,6 +54,10 @@ class Generation:
         tokens = {token for prompt, text in self.texts for token in prompt + text}.union(*self.prompts)
         counts = {token: self.places(string + token) for token in tokens}
         return {token: count for token, count in counts.items() if count}
+
+    def latest(self, string):
+        """The number of the last place behind a string that the model's thought is known of."""
+        return next((i for i in reversed(range(len(self.told))) if self.told[i][0].endswith(string)), None)
 
     def ends(self, text):
         """The length of the longest end of a text that something follows."""
@@ -77,6 +83,8 @@ class Row:
     since: dict = field(default_factory=dict)  # generation → where the text began for it
     writes: dict = field(default_factory=dict)  # key of a group → (generation, the list in its texts)
     cells: list = field(default_factory=list)
+    temperature: float = 1.0
+    writer: int = 0
 
 
 class Oracle:
@@ -85,9 +93,10 @@ class Oracle:
         self.epoch, self.held, self.rows = 0, defaultdict(list), {}
         self.stood, self.tried = defaultdict(float), defaultdict(float)
 
-    def start(self, number, group, prompt, seed=None):
+    def start(self, number, group, prompt, seed=None, temperature=1.0):
         self.finish(number)
         row = self.rows[number] = Row([group] + [None] * self.shared, written(prompt), seed)
+        row.temperature, row.writer = temperature, 0 if number < 0 else 1 + number % 255
         for name in row.keys:
             generations = self.held[name]
             if not generations or generations[-1].epoch < self.epoch:
@@ -105,7 +114,7 @@ class Oracle:
         for row in self.rows.values():
             row.since[self.held[name][-1]] = len(row.text)
 
-    def extend(self, number, tokens):
+    def extend(self, number, tokens, likely=None):
         if number not in self.rows:
             return
         row = self.rows[number]
@@ -114,7 +123,11 @@ class Oracle:
             if row.writes[name][0] is not newest:
                 newest.texts.append(["", ""])
                 row.writes[name] = newest, newest.texts[-1]
-            row.writes[name][1][1] += written(tokens)
+            entry = row.writes[name][1]
+            for token, thought in zip(tokens, likely or [None] * len(tokens), strict=True):
+                if thought is not None and (before := "".join(entry)):
+                    newest.told.append((before, thought, row.writer))
+                entry[1] += chr(token)
         row.text += written(tokens)
 
     def finish(self, number):
@@ -164,9 +177,9 @@ class Oracle:
             guess = self._guess(row, tokens)
             if guess is None:
                 break
-            token, sureness, length = guess
-            cell = min(length.bit_length() - 1, 8), min(int(sureness * 10), 9)
-            path *= (self.stood[cell] + 8 * (cell[1] + 0.5) / 10) / (self.tried[cell] + 8)
+            token, sureness, length, told = guess
+            cell = told, min(max(length.bit_length() - 1, 0), 8), min(int(sureness * 10), 9)
+            path *= (self.stood[cell] + 8 * (cell[2] + 0.5) / 10) / (self.tried[cell] + 8)
             if path < least:
                 break
             row.cells.append(cell)
@@ -199,9 +212,35 @@ class Oracle:
                 known if known < length else one.shorter(text, known) if known else 0
                 for (one, _, text, *_), known in zip(reads, lengths, strict=True)
             )
-        if not levels:
+        shares = self._shares(levels) if levels else {}
+        told = self._recall(shares, reads, row, COUNTED if levels else 0)
+        if not shares:
             return None
-        return *self._choose(self._shares(levels), row, len(row.text) + len(more)), longest
+        power = SHARP if told else 1
+        return *self._choose(shares, row, len(row.text) + len(more), power), longest, told
+
+    def _recall(self, shares, reads, row, counted):
+        """Mixes in what the model thought at the last places behind each end of the text; whether any is known."""
+        found, every = defaultdict(float), 0.0
+        for one, weight, text, known, _ in reads:
+            last, places = None, 0
+            for length in range(known, 0, -1):
+                place = one.latest(text[len(text) - length :])
+                if place is None or place == last or places == PLACES:
+                    continue
+                last, places = place, places + 1
+                _, thought, writer = one.told[place]
+                worth = weight * (OWN if writer and writer == row.writer else 1) * length**3
+                every += worth
+                for token, probability in at_temperature(thought, row.temperature).items():
+                    found[token] += worth * probability
+        if not every:
+            return False
+        for token in [*shares, *found]:
+            shares.setdefault(token, 0.0)
+        for token in shares:
+            shares[token] = (1 - counted) * found[token] / every + counted * shares[token]
+        return True
 
     def _shares(self, levels):
         """Absolute discounting: what every count gives up goes to the next shorter context; the last one's is left."""
@@ -215,15 +254,25 @@ class Oracle:
         return shares
 
     @staticmethod
-    def _choose(shares, row, position):
+    def _choose(shares, row, position, power):
         if row.seed is None:
             best = max(sorted(shares), key=shares.get)
             return best, shares[best]
+        noise = {token: gumbel(row.seed, position, ord(token)) for token in shares}
         scores = {
-            token: (math.log(share) if share else -math.inf) + gumbel(row.seed, position, ord(token))
-            for token, share in shares.items()
+            token: (power * math.log(share) if share else -math.inf) + noise[token] for token, share in shares.items()
         }
         best, *others = sorted(scores, key=lambda token: (-scores[token], token))
         second = scores[others[0]] if others else -math.inf
         left = max(1 - sum(shares.values()), 1e-3)
-        return best, math.exp(-left * math.exp(-scores[best])) / (1 + math.exp((second - scores[best]) / 0.5))
+        unknown = math.exp(-left * math.exp(-math.log(shares[best]) - noise[best]))
+        return best, unknown / (1 + math.exp((second - scores[best]) / 0.5))
+
+
+def at_temperature(thought, temperature):
+    """Probabilities of the likeliest tokens [(token, −16 ln p at temperature 1)], none below the last beside them."""
+    top = thought[0][1]
+    kept = {chr(token): math.exp(-max(level - top, 0) / 16 / temperature) for token, level in thought}
+    left = max(0.0, 1 - sum(math.exp(-level / 16) for _, level in thought))
+    whole = sum(kept.values()) + left * kept[chr(thought[-1][0])] / math.exp(-thought[-1][1] / 16)
+    return {token: value / whole for token, value in kept.items()}

@@ -10,8 +10,24 @@ def ints(values, kind=np.int32):
     return np.array(values, kind)
 
 
-def start(index, number, group, prompt, seed=None):
-    index.start(number, group, ints(prompt), seed)
+def start(index, number, group, prompt, seed=None, temperature=1.0):
+    index.start(number, group, ints(prompt), seed, temperature)
+
+
+def packed(thoughts):
+    """What the model thought, [(token, level), …] or None a token, as the index takes it."""
+    rows = [[token << 8 | level for token, level in one] if one else [0xFFFFFFFF] * 4 for one in thoughts]
+    return np.array(rows, np.uint32).reshape(-1, 4)
+
+
+def thoughts(random, count, symbols=6):
+    """What a model might have thought before so many tokens; of a third it is not known."""
+    return [
+        [*zip(random.permutation(symbols)[:4].tolist(), sorted(random.integers(0, 256, 4).tolist()), strict=True)]
+        if random.random() < 0.7
+        else None
+        for _ in range(count)
+    ]
 
 
 def propose(index, number, most=8, least=0.0):
@@ -23,8 +39,14 @@ def propose(index, number, most=8, least=0.0):
 
 
 class Pair:
-    def __init__(self, **settings):
+    """`tells`: whether texts come with what a model might have thought at each of their places."""
+
+    def __init__(self, tells=False, **settings):
         self.index, self.oracle = Index(**settings), Oracle(**settings)
+        self.random, self.tells = np.random.default_rng(0), tells
+
+    def thought(self, tokens):
+        return thoughts(self.random, len(tokens)) if self.tells else [None] * len(tokens)
 
     def check(self, numbers):
         assert (self.index.tokens, self.index.groups) == (self.oracle.tokens(), self.oracle.groups())
@@ -32,22 +54,26 @@ class Pair:
             assert self.index.matched(number) == self.oracle.matched(number)
 
     def start(self, number, group, prompt, seed):
-        start(self.index, number, group, prompt, seed)
-        self.oracle.start(number, group, prompt, seed)
+        temperature = float(self.random.choice([1e-3, 0.3, 1.0, 7.0])) if self.tells else 1.0
+        start(self.index, number, group, prompt, seed, temperature)
+        self.oracle.start(number, group, prompt, seed, temperature)
 
     def append(self, number, token):
         self.index.append(number, token)
         self.oracle.extend(number, [token])
 
     def extend(self, number, tokens):
-        self.index.extend(number, ints(tokens))
-        self.oracle.extend(number, tokens)
+        told = self.thought(tokens)
+        self.index.extend(number, ints(tokens), packed(told) if self.tells else None)
+        self.oracle.extend(number, tokens, told)
 
     def many(self, numbers, tokens):
         offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-        self.index.extend_many(ints(numbers, np.int64), offsets, ints([t for part in tokens for t in part]))
-        for number, part in zip(numbers, tokens, strict=True):
-            self.oracle.extend(number, part)
+        told = [self.thought(part) for part in tokens]
+        flat = packed([one for part in told for one in part]) if self.tells else None
+        self.index.extend_many(ints(numbers, np.int64), offsets, ints([t for part in tokens for t in part]), flat)
+        for number, part, thought in zip(numbers, tokens, told, strict=True):
+            self.oracle.extend(number, part, thought)
 
     def propose(self, numbers, most, least):
         offsets, tokens, chances = self.index.propose(
@@ -73,9 +99,10 @@ class Pair:
         self.oracle.advance()
 
     def learn(self, group, prompt, tokens):
-        self.index.learn(group, ints(prompt), ints(tokens))
+        told = self.thought(tokens)
+        self.index.learn(group, ints(prompt), ints(tokens), packed(told) if self.tells else None)
         self.oracle.start(-1, group, prompt)
-        self.oracle.extend(-1, tokens)
+        self.oracle.extend(-1, tokens, told)
         self.oracle.finish(-1)
 
     def share(self):

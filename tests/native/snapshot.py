@@ -14,12 +14,13 @@ HEAD = np.dtype(
         ("levels", "<u4"),
         ("discount", "<f8"),
         ("epoch", "<u8"),
-        ("stood", "<f8", 90),
-        ("tried", "<f8", 90),
+        ("stood", "<f8", 180),
+        ("tried", "<f8", 180),
     ]
 )
 STATE = np.dtype([(name, "<u4") for name in ("length", "link", "count", "token", "to", "more")])
 EDGE = np.dtype([(name, "<u4") for name in ("token", "to", "next")])
+LATEST, LIKELY, WRITER = np.dtype("<u4"), np.dtype(("<u4", 4)), np.dtype("u1")
 PROMPT = np.dtype([("name", "<u8"), ("state", "<u4")])
 NUMBER = np.dtype("<u8")
 MASK = 2**64 - 1
@@ -32,6 +33,9 @@ class Generation:
     tokens: int
     states: np.ndarray
     edges: np.ndarray
+    latest: np.ndarray
+    likely: np.ndarray
+    writers: np.ndarray
 
 
 @dataclass
@@ -56,9 +60,12 @@ def read(body):
     for _ in range(number()):
         key = array(np.dtype("u1"), number()).tobytes()
         generations = [
-            Generation(number(), array(PROMPT, number()), number(), array(STATE, number()), array(EDGE, number()))
+            Generation(
+                number(), array(PROMPT, number()), number(),
+                *(array(kind, number()) for kind in (STATE, EDGE, LATEST, LIKELY, WRITER)),
+            )
             for _ in range(number())
-        ]
+        ]  # fmt: skip
         snapshot.groups.append([key, generations])
     assert number() == sum_of(body[:-8])
     assert at == len(body)
@@ -83,8 +90,8 @@ def write(snapshot):
             number(one.epoch)
             array(one.prompts)
             number(one.tokens)
-            array(one.states)
-            array(one.edges)
+            for table in (one.states, one.edges, one.latest, one.likely, one.writers):
+                array(table)
     return signed(b"".join(parts))
 
 

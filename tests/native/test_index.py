@@ -21,6 +21,7 @@ shapes = st.fixed_dictionaries(
         shared=st.booleans(),
         levels=st.integers(1, 4),
         discount=st.sampled_from([0.0, 0.5, 0.9]),
+        tells=st.booleans(),
     )
 )
 
@@ -115,5 +116,6 @@ def test_equals_a_search_through_longer_texts(seed):
         shared=seed % 2 == 0,
         levels=int(random.integers(1, 5)),
         discount=[0.5, 0.0, 0.9][seed // 2 % 3],
+        tells=seed % 4 > 1,
     )
     perform(pair, Calls(random, 2 + seed % 4)(90))

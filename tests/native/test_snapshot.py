@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from regear._native import Index
 from tests.native import snapshot
-from tests.native.pair import ints, propose, start
+from tests.native.pair import ints, packed, propose, start, thoughts
 
 
 def learnt(symbols=3, texts=4, length=25, seed=0, **settings):
@@ -18,7 +18,8 @@ def learnt(symbols=3, texts=4, length=25, seed=0, **settings):
     for number in range(texts):
         for group in (b"one", b"two"):
             start(index, 0, group, random.integers(0, symbols, 4))
-            index.extend(0, ints(random.integers(0, symbols, length)))
+            told = packed(thoughts(random, length)) if number else None
+            index.extend(0, ints(random.integers(0, symbols, length)), told)
             propose(index, 0)
             index.observe(*(ints([n], np.int64) for n in (0, 4, number)))
             index.finish(0)
@@ -141,8 +142,14 @@ def lister(one):
     return int(np.flatnonzero((one.states["more"] > 0) & (one.states["more"] < 2**31))[-1])
 
 
+def older(one):
+    """A state whose link was told of an earlier place only."""
+    at = next(i for i in range(1, len(one.states)) if one.latest[i] and one.states["link"][i])
+    one.latest[one.states["link"][at]] = 0
+
+
 NONSENSE = {
-    "magic": of_head("magic", b"regearS2"),
+    "magic": of_head("magic", b"regearS1"),
     "no generations": of_head("generations", 0),
     "fewer generations than held": of_head("generations", 1),
     "too many generations": of_head("generations", 5000),
@@ -198,6 +205,13 @@ NONSENSE = {
     "listed edge to the root": of_edge("to", lambda x, one: 0),
     "listed edge elsewhere": of_edge("to", lambda x, one: x - 1),
     "listed edge of another token": of_edge("token", lambda x, one: x + 1),
+    "thought of no place": part(lambda one: one.latest.__setitem__(5, len(one.likely) + 1)),
+    "thought at the root": part(lambda one: one.latest.__setitem__(0, 1)),
+    "a place older than those of longer ends": part(older),
+    "thoughts of too few states": part(lambda one: setattr(one, "latest", one.latest[:-1])),
+    "thoughts of no states": part(lambda one: setattr(one, "latest", one.latest[:0])),
+    "a thought more": part(lambda one: setattr(one, "likely", np.append(one.likely, one.likely[-1:], 0))),
+    "a writer less": part(lambda one: setattr(one, "writers", one.writers[:-1])),
     "listed edge with a next out of range": of_edge("next", lambda x, one: len(one.edges) + 5),
 }
 
