@@ -16,14 +16,11 @@ from regear.cli.output import grid
 from regear.healing.heal import build_recipe
 from regear.healing.report import steps_of
 
-# MLPs train too, rows are twice as long, two a step.
-LONG = ["train.tokens=512000", "train.batch=2", "train.micro_batch=2", "train.sequence=512", "train.lr=6e-4",
-        'train.train=["*.self_attn.*","*.mlp.*"]']  # fmt: skip
 # name: (recipe words of the conversion, of the healing)
 FORMS = {
-    "exact-1-3": (["convert.kv_ratio=1/3"], LONG),
+    "exact-1-3": (["convert.kv_ratio=1/3"], ["train.tokens=512000"]),
     "exact-1-6": (["convert.kv_ratio=1/6"], ["train.tokens=409600", "train.lr=2e-3", "train.batch=8"]),
-    "dec-1-2": (["convert.kv_ratio=1/2", "convert.rope=decoupled"], LONG),
+    "dec-1-2": (["convert.kv_ratio=1/2", "convert.rope=decoupled"], ["train.tokens=204800", "train.batch=8"]),
     "exact-1-4": (["convert.kv_ratio=1/4"], ["train.tokens=102400", "train.lr=1.5e-3", "train.batch=8"]),
     "exact-1-2": (["convert.kv_ratio=1/2"], ["train.tokens=81920", "train.batch=8"]),
     "strict-1-2": (["convert.kv_ratio=1/2", "convert.format=deepseek_v3"], ["train.tokens=204800", "train.batch=8"]),

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "buffer.hpp"
-#include "likely.hpp"
+#include "thought.hpp"
 
 namespace regear {
 
@@ -47,17 +47,19 @@ public:
         return now;
     }
 
-    // What the model thought after this state's longest string, which `writer` has just written. Every end of it keeps the
-    // last that it was told.
-    void tell(std::uint32_t state, const Likely& likely, std::uint8_t writer, std::uint64_t& work) {
+    // What the model thought after this state's longest string. Every end of it keeps the last place that it was told of.
+    // `last` is 1 + the number of the text's last place, 0 where it has none, and becomes this one.
+    void tell(std::uint32_t state, const Thought& thought, std::uint8_t writer, std::uint32_t& last, std::uint64_t& work) {
         if (state == kRoot) return;
         if (!latest_.size()) {
             latest_.resize_as_pushed(states_.size());
             for (std::size_t i = 0; i < latest_.size(); ++i) latest_[i] = 0;
         }
-        const std::uint32_t place = 1 + likely_.push(likely);
-        writers_.push(writer);
+        const std::uint32_t place = 1 + places_.push({thought, 0, 0, writer});
+        if (last && place - last <= 0xffff) places_[place - 1].before = static_cast<std::uint16_t>(place - last);
+        last = place;
         for (std::uint32_t v = state; v != kRoot; v = states_[v].link) {
+            places_[place - 1].alike = latest_[v];  // the last is that of the string of one token
             latest_[v] = place;
             ++work;
         }
@@ -65,8 +67,7 @@ public:
 
     // 1 + the number of the last place that a state was told of; 0: none.
     std::uint32_t latest(std::uint32_t state) const { return latest_.size() ? latest_[state] : 0; }
-    const Likely& likely(std::uint32_t place) const { return likely_[place - 1]; }
-    std::uint8_t writer(std::uint32_t place) const { return writers_[place - 1]; }
+    const Place& place(std::uint32_t number) const { return places_[number - 1]; }
 
     // Where an edge leads, or kRoot.
     std::uint32_t next(std::uint32_t from, std::int32_t token) const {
@@ -88,8 +89,7 @@ public:
     std::uint64_t tokens() const { return tokens_; }
     std::size_t states() const { return states_.size(); }
     std::size_t bytes() const {
-        return sizeof(*this) + states_.bytes() + edges_.bytes() + table_.bytes() + latest_.bytes() + likely_.bytes() +
-               writers_.bytes();
+        return sizeof(*this) + states_.bytes() + edges_.bytes() + table_.bytes() + latest_.bytes() + places_.bytes();
     }
 
     template <class Out>
@@ -98,15 +98,14 @@ public:
         out.array(states_);
         out.array(edges_);
         out.array(latest_);
-        out.array(likely_);
-        out.array(writers_);
+        out.array(places_);
     }
 
     // False: what was read cannot even be walked; see sound.hpp for the rest.
     template <class In>
     bool load(In& in) {
-        if (!in.number(tokens_) || !in.array(states_) || !in.array(edges_) || !in.array(latest_) || !in.array(likely_) ||
-            !in.array(writers_) || !in_range())
+        if (!in.number(tokens_) || !in.array(states_) || !in.array(edges_) || !in.array(latest_) || !in.array(places_) ||
+            !in_range())
             return false;
         hashed_ = 0;
         table_.resize(0);
@@ -254,16 +253,17 @@ private:
                 listed[at - 1] = true;
             }
         }
-        return found == m && (latest_.size() == 0 ? likely_.size() == 0 : latest_.size() == n) &&
-               writers_.size() == likely_.size() && told();
+        return found == m && (latest_.size() == 0 ? places_.size() == 0 : latest_.size() == n) && told();
     }
 
-    // Places that are there, and the later the shorter the string.
+    // Places that are there: the later the shorter the string, and each before those that point to it.
     bool told() const {
         for (std::size_t i = 1; i < latest_.size(); ++i) {
             const std::uint32_t link = states_[i].link;
-            if (latest_[i] > likely_.size() || (link && latest_[link] < latest_[i])) return false;
+            if (latest_[i] > places_.size() || (link && latest_[link] < latest_[i])) return false;
         }
+        for (std::size_t i = 0; i < places_.size(); ++i)
+            if (places_[i].alike > i || places_[i].before > i || places_[i].unused || !places_[i].thought.known()) return false;
         return !latest_.size() || !latest_[kRoot];
     }
 
@@ -271,8 +271,7 @@ private:
     Buffer<Edge> edges_;
     Buffer<Entry> table_;
     Buffer<std::uint32_t> latest_;  // of every state, once there is any
-    Buffer<Likely> likely_;
-    Buffer<std::uint8_t> writers_;  // of each of these
+    Buffer<Place> places_;
     std::size_t hashed_ = 0;
     std::uint64_t tokens_ = 0;
 };

@@ -66,11 +66,23 @@ private:
 
     std::int32_t token() { return static_cast<std::int32_t>(below(symbols_)) - 1; }
 
+    const regear::Thought* thoughts(std::size_t count) {
+        thoughts_.clear();
+        for (; count; --count) {
+            regear::Thought one{};
+            for (std::uint32_t& held : one.likely) held = static_cast<std::uint32_t>(below(symbols_) << 8 | below(256));
+            if (below(4)) one.sketch[0] = static_cast<std::uint32_t>(engine_());
+            if (below(8) == 0) one.likely[0] = regear::Thought::kNone;
+            thoughts_.push_back(one);
+        }
+        return thoughts_.data();
+    }
+
     std::string group() { return std::string(1 + below(2), static_cast<char>('a' + below(5))); }
 
     void learn() {
         const auto& all = tokens(4 + below(300));
-        index_->learn(group(), all.data(), 4, all.data() + 4, all.size() - 4);
+        index_->learn(group(), all.data(), 4, all.data() + 4, all.size() - 4, below(2) ? thoughts(all.size() - 4) : nullptr);
     }
 
     // Two indexes of one past: what one writes, the other does not see. Either goes on alone.
@@ -95,12 +107,12 @@ private:
         const std::string group = this->group();
         const std::uint64_t noise = engine_();
         const auto& prompt = tokens(below(100) ? below(4) : below(3000));
-        index_->start(number(), group, prompt.data(), prompt.size(), below(2) ? &noise : nullptr);
+        index_->start(number(), group, prompt.data(), prompt.size(), below(2) ? &noise : nullptr, below(3) * 0.7 + 1e-3);
     }
 
     void extend(std::size_t count) {
         const auto& added = tokens(count);
-        index_->extend(number(), added.data(), added.size());
+        index_->extend(number(), added.data(), added.size(), below(2) ? thoughts(count) : nullptr);
     }
 
     void propose() {
@@ -110,7 +122,7 @@ private:
         const std::size_t most = below(kMost), found = index_->propose(row, most, below(3) * 0.1, guesses_, chances_);
         wanted(found <= most && guesses_.size() == found && chances_.size() == found, "no more guesses than asked for");
         for (std::size_t i = 0; i < found; ++i) {
-            wanted(guesses_[i] >= -1 && guesses_[i] + 1 < static_cast<std::int64_t>(symbols_), "tokens that were written");
+            wanted(guesses_[i] >= -1 && guesses_[i] < static_cast<std::int64_t>(symbols_), "tokens that were written or thought of");
             wanted(chances_[i] >= 0 && chances_[i] <= (i ? chances_[i - 1] : 1.0f), "chances that fall");
         }
         wanted(!found || index_->matched(row) > 0, "no guess without a match");
@@ -163,6 +175,7 @@ private:
     std::unique_ptr<Index> index_;
     std::vector<std::int32_t> tokens_, guesses_;
     std::vector<float> chances_;
+    std::vector<regear::Thought> thoughts_;
 };
 
 }  // namespace

@@ -13,6 +13,11 @@ namespace {
 constexpr char kMagic[8] = {'r', 'e', 'g', 'e', 'a', 'r', 'S', '2'};
 constexpr std::string_view kShared = "";  // groups' own keys begin with a letter
 
+// The sketch of the last of so many thoughts.
+std::uint64_t signs(const Thought* thoughts, std::size_t count) {
+    return thoughts && count && thoughts[count - 1].known() ? thoughts[count - 1].signs() : 0;
+}
+
 std::uint64_t name_of(const std::int32_t* prompt, std::size_t count) {
     return sum_of(reinterpret_cast<const char*>(prompt), count * sizeof *prompt);
 }
@@ -38,27 +43,28 @@ void Index::start(std::int64_t number, std::string_view key, const std::int32_t*
         if (own.generations.empty() || own.generations.back().epoch < epoch_ || full(own.generations.back()))
             renew(own);
     }
-    for (Scope& scope : row.scopes) begin(scope, prompt, count);
+    for (Scope& scope : row.scopes) begin(scope, prompt, count, row);
     make_room();
 }
 
-void Index::extend(std::int64_t number, const std::int32_t* tokens, std::size_t count, const Likely* likely) {
+void Index::extend(std::int64_t number, const std::int32_t* tokens, std::size_t count, const Thought* thoughts) {
     const auto found = rows_.find(number);
     if (found == rows_.end()) return;
     Row& row = found->second;
     row.position += count;
     for (std::size_t at = 0; at < count; at += kSlice) {
         for (Scope& scope : row.scopes)
-            write(scope, tokens + at, std::min(kSlice, count - at), likely ? likely + at : nullptr, row.writer);
+            write(scope, tokens + at, std::min(kSlice, count - at), thoughts ? thoughts + at : nullptr, row);
+        row.sketch = signs(thoughts, std::min(at + kSlice, count));
         make_room();
     }
 }
 
 void Index::learn(std::string_view group, const std::int32_t* prompt, std::size_t length, const std::int32_t* tokens,
-                  std::size_t count, const Likely* likely) {
+                  std::size_t count, const Thought* thoughts) {
     constexpr std::int64_t kPast = -1;
     start(kPast, group, prompt, length, nullptr, 1, false);
-    extend(kPast, tokens, count, likely);
+    extend(kPast, tokens, count, thoughts);
     finish(kPast);
 }
 
@@ -109,7 +115,7 @@ void Index::sync(Scope& scope) {
     if (scope.changes == group.changes) return;
     std::vector<Cursor> cursors;
     for (const Generation& generation : group.generations) {
-        Cursor cursor{generation.serial, Automaton::kRoot, 0, false, 0};
+        Cursor cursor{generation.serial, Automaton::kRoot, 0, false, 0, 0};
         for (const Cursor& old : scope.cursors)
             if (old.serial == generation.serial) cursor = old;
         cursor.writes = generation.serial == group.generations.back().serial;
@@ -119,13 +125,13 @@ void Index::sync(Scope& scope) {
     scope.changes = group.changes;
 }
 
-void Index::begin(Scope& scope, const std::int32_t* prompt, std::size_t count) {
+void Index::begin(Scope& scope, const std::int32_t* prompt, std::size_t count, const Row& row) {
     sync(scope);
     const std::uint64_t name = name_of(prompt, count);
     const auto known = scope.group->generations.back().prompts.find(name);
     if (known == scope.group->generations.back().prompts.end()) {
         for (std::size_t at = 0; at < count; at += kSlice) {
-            write(scope, prompt + at, std::min(kSlice, count - at), nullptr, 0);
+            write(scope, prompt + at, std::min(kSlice, count - at), nullptr, row);
             make_room();
         }
         sync(scope);
@@ -143,8 +149,8 @@ void Index::begin(Scope& scope, const std::int32_t* prompt, std::size_t count) {
     own.length = (*newest.automaton)[own.state].length;
 }
 
-void Index::write(Scope& scope, const std::int32_t* tokens, std::size_t count, const Likely* likely,
-                  std::uint8_t writer) {
+void Index::write(Scope& scope, const std::int32_t* tokens, std::size_t count, const Thought* thoughts,
+                  const Row& row) {
     constexpr std::uint64_t kUsual = 64;
     sync(scope);
     if (full(scope.group->generations.back())) {
@@ -159,7 +165,13 @@ void Index::write(Scope& scope, const std::int32_t* tokens, std::size_t count, c
     Automaton& automaton = *generations.back().automaton;
     for (std::size_t i = 0; i < count; ++i) {
         std::uint64_t work = 0;
-        if (likely && likely[i].known()) automaton.tell(own.state, likely[i], writer, work);
+        if (thoughts && thoughts[i].known()) {
+            Thought thought = thoughts[i];
+            const std::uint64_t before = i ? signs(thoughts, i) : row.sketch;
+            thought.sketch[0] = static_cast<std::uint32_t>(before);
+            thought.sketch[1] = static_cast<std::uint32_t>(before >> 32);
+            automaton.tell(own.state, thought, row.writer, own.place, work);
+        }
         own.state = automaton.extend(own.state, tokens[i], work);
         own.toil += work > kUsual ? work - kUsual : 0;
         if (own.toil > kToil) {  // one token over and over: every place has as many suffixes as there are places
@@ -266,11 +278,12 @@ std::size_t Index::propose(std::int64_t number, std::size_t most, double least, 
     Row& row = found->second;
     row.cells.clear();
     walk(row);
+    recall_.begin(row.sketch, row.writer, row.temperature);
     double path = 1;
     while (row.cells.size() < most) {
         const Noise noise(row.seed, row.position + row.cells.size());
         Guess guess;
-        if (!weigh(row, row.noisy ? &noise : nullptr, guess)) break;
+        if (!weigh(row.noisy ? &noise : nullptr, guess)) break;
         const std::uint8_t cell = Calibration::cell(guess.length, guess.sureness, guess.told);
         path *= calibration_.chance(cell);
         if (path < least) break;
@@ -292,7 +305,7 @@ void Index::observe(std::int64_t number, std::size_t guessed, std::size_t kept) 
 
 // The next token by the counts after the longest contexts, and by what the model thought there; false: nothing is known
 // of it.
-bool Index::weigh(const Row& row, const Noise* noise, Guess& guess) {
+bool Index::weigh(const Noise* noise, Guess& guess) {
     const std::uint32_t longest = settle(walkers_);
     levels_.clear();
     candidates_.clear();
@@ -307,7 +320,7 @@ bool Index::weigh(const Row& row, const Noise* noise, Guess& guess) {
     }
     const std::size_t first = levels_.empty() ? candidates_.size() : levels_.back().first;
     if (!levels_.empty()) interpolate();
-    const bool told = recall(row, first);
+    const bool told = mix(first);
     if (first == candidates_.size()) return false;
     guess = choose(candidates_.data() + first, candidates_.data() + candidates_.size(), noise, told ? kSharp : 1);
     guess.length = longest;
@@ -315,64 +328,18 @@ bool Index::weigh(const Row& row, const Noise* noise, Guess& guess) {
     return true;
 }
 
-// Mixes into the shares of the candidates from `first` on what the model thought at places like this one: of every
-// automaton, the last place of each of the text's ends, from the longest down. The longer the end, the more alike; false:
-// no place is known.
-bool Index::recall(const Row& row, std::size_t first) {
-    double all = 0;
-    plain_.set(1);
-    powers_.set(row.temperature);
-    for (Candidate& one : candidates_) one.count = 0;
-    for (const Walker& walker : walkers_) {
-        const Automaton& automaton = *walker.automaton;
-        std::uint32_t state = walker.state, last = 0;
-        double length = walker.length;
-        for (int links = 0, places = 0; state != Automaton::kRoot && links < kLinks && places < kPlaces; ++links) {
-            const std::uint32_t place = automaton.latest(state);
-            if (place && place != last) {
-                const bool own = row.writer && automaton.writer(place) == row.writer;
-                const double weight = walker.weight * (own ? kOwn : 1) * length * length * length;
-                add(automaton.likely(place), weight, first);
-                all += weight;
-                last = place;
-                ++places;
-            }
-            state = automaton[state].link;
-            length = automaton[state].length;
-        }
-    }
-    if (!all) return false;
+// Mixes into the shares of the candidates from `first` on what the model thought at places like this one; false: no place
+// is known.
+bool Index::mix(std::size_t first) {
+    for (std::size_t i = first; i < candidates_.size(); ++i) candidates_[i].count = 0;
+    const double all = recall_.add(walkers_, candidates_, first);
+    if (!(all > 0)) return false;
     const double counted = levels_.empty() ? 0 : kCounted;
     for (std::size_t i = first; i < candidates_.size(); ++i) {
         Candidate& one = candidates_[i];
         one.share = (1 - counted) * one.count / all + counted * one.share;
     }
     return true;
-}
-
-// Probabilities of a place at the temperature asked for, into `count`. Of the tokens that are not kept only the sum is
-// known, and that none is likelier than the last that is. Powers are those of shares of the likeliest one.
-void Index::add(const Likely& likely, double weight, std::size_t first) {
-    double sum = 0, left = 1, kept[Likely::kMost];
-    for (int i = 0; i < Likely::kMost; ++i) {
-        const int below = likely.level(i) - likely.level(0);
-        sum += kept[i] = powers_.of[below > 0 ? below : 0];
-        left -= plain_.of[likely.level(i)];
-    }
-    sum += std::max(left, 0.0) * kept[Likely::kMost - 1] / plain_.of[likely.level(Likely::kMost - 1)];
-    for (int i = 0; i < Likely::kMost; ++i) {
-        std::size_t at = first;
-        while (at < candidates_.size() && candidates_[at].token != likely.token(i)) ++at;
-        if (at == candidates_.size()) candidates_.push_back({likely.token(i), 0, 0});
-        candidates_[at].count += weight * kept[i] / sum;
-    }
-}
-
-void Index::Powers::set(double wanted) {
-    if (temperature == wanted) return;
-    temperature = wanted;
-    for (std::size_t level = 0; level < of.size(); ++level)
-        of[level] = std::exp(-static_cast<double>(level) * Likely::kStep / wanted);
 }
 
 // Without noise the largest share, which is also how sure it is. With noise the engine's own draw, were the shares its

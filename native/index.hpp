@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "automaton.hpp"
-#include "likely.hpp"
 #include "noise.hpp"
+#include "recall.hpp"
 
 namespace regear {
 
@@ -88,11 +88,11 @@ public:
                const std::uint64_t* seed, double temperature = 1, bool reads = true);
     // Its next tokens, and, if not null, what the model thought before each. Numbers that were not started are passed
     // over.
-    void extend(std::int64_t number, const std::int32_t* tokens, std::size_t count, const Likely* likely = nullptr);
+    void extend(std::int64_t number, const std::int32_t* tokens, std::size_t count, const Thought* thoughts = nullptr);
     void finish(std::int64_t number);
     // A text that has ended.
     void learn(std::string_view group, const std::int32_t* prompt, std::size_t length, const std::int32_t* tokens,
-               std::size_t count, const Likely* likely = nullptr);
+               std::size_t count, const Thought* thoughts = nullptr);
     // A new epoch: texts that start from now on write into new generations.
     void advance() { ++epoch_; }
 
@@ -127,10 +127,8 @@ private:
     static constexpr double kForeign = 0.05;            // weight of what other groups' texts say
     static constexpr double kFaint = 1e-100;            // weight of a generation at least: shares of 0 are none
     static constexpr int kWide = 64;                    // continuations of a context that says nothing any more
-    static constexpr int kPlaces = 4, kLinks = 64;      // places of an automaton that a guess weighs, of so many ends
-    static constexpr double kOwn = 5;                   // weight of a text's own places beside those of others
-    static constexpr double kCounted = 0.15;            // of what places say, what counts say
-    static constexpr double kSharp = 1.4;               // power of that: it is a mean over texts, and flatter than any
+    static constexpr double kCounted = 0.15;            // weight of counts beside what the model thought
+    static constexpr double kSharp = 1.4;               // power of both together: a mean over texts is flatter than any
 
     struct Generation {
         std::uint64_t serial, epoch;
@@ -152,6 +150,7 @@ private:
         std::uint32_t state, length;
         bool writes;
         std::uint64_t toil;
+        std::uint32_t place;  // 1 + number of the text's last one; 0: none
     };
 
     // What a text reads and writes of one group.
@@ -167,26 +166,15 @@ private:
         std::vector<std::uint8_t> cells;  // of the last proposal
         bool noisy = false;
         double temperature = 1;
-        std::uint8_t writer = 0;  // of its places
+        std::uint8_t writer = 0;   // of its places
+        std::uint64_t sketch = 0;  // of the model's state before its newest token; 0: not known
         std::uint64_t seed = 0, position = 0;  // of the noise; tokens known
-    };
-
-    struct Walker {
-        const Automaton* automaton;
-        std::uint32_t state, length;
-        double weight;
-        bool own;
     };
 
     struct Level {
         std::uint32_t length;
         std::size_t first, end;  // in candidates_
         double total, kinds;
-    };
-
-    struct Candidate {
-        std::int32_t token;
-        double count, share;
     };
 
     struct Guess {
@@ -196,31 +184,24 @@ private:
         bool told;             // whether it knows what the model thought at places like this one
     };
 
-    // e^(−level / 16 / temperature), for the temperature last asked for.
-    struct Powers {
-        double temperature = 0;
-        std::array<double, 256> of{};
-        void set(double wanted);
-    };
 
     Group& group(std::string_view key);
     void forget(Group& group);
     void renew(Group& group);
     void sync(Scope& scope);
-    void begin(Scope& scope, const std::int32_t* prompt, std::size_t count);
-    void write(Scope& scope, const std::int32_t* tokens, std::size_t count, const Likely* likely, std::uint8_t writer);
+    void begin(Scope& scope, const std::int32_t* prompt, std::size_t count, const Row& row);
+    void write(Scope& scope, const std::int32_t* tokens, std::size_t count, const Thought* thoughts, const Row& row);
     void account(Generation& generation);
     void make_room();
     bool drop_oldest(bool only);
     bool full(const Generation& generation) const;
 
     void walk(Row& row);
-    bool weigh(const Row& row, const Noise* noise, Guess& guess);
+    bool weigh(const Noise* noise, Guess& guess);
     static Guess choose(const Candidate* first, const Candidate* end, const Noise* noise, double power);
     bool gather(std::uint32_t length);
     void interpolate();
-    bool recall(const Row& row, std::size_t first);
-    void add(const Likely& likely, double weight, std::size_t first);
+    bool mix(std::size_t first);
     static std::uint32_t settle(std::vector<Walker>& walkers);
     static void read(const Automaton& automaton, std::uint32_t& state, std::uint32_t& length, std::int32_t token);
 
@@ -233,7 +214,7 @@ private:
     std::vector<Walker> walkers_, lower_;
     std::vector<Level> levels_;
     std::vector<Candidate> candidates_;
-    Powers plain_, powers_;
+    Recall recall_;
 };
 
 }  // namespace regear

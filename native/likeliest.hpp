@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "likely.hpp"
 #include "sample.hpp"
+#include "thought.hpp"
 
 namespace regear {
 
@@ -32,14 +32,13 @@ REGEAR_WIDE inline float mass(const float* scores, float top) {
     return sum;
 }
 
-// Of scores [width]; none where one of the likeliest is no number, or there are too few tokens, or too many.
-inline Likely likeliest(const float* scores, std::int64_t width) {
+// Of scores [width], as in Thought; none where one of the likeliest is no number, or there are too few or too many tokens.
+inline void likeliest(const float* scores, std::int64_t width, std::uint32_t* found) {
     constexpr float kFar = 16;  // below the best, what all tokens together hardly add up to
-    constexpr int K = Likely::kMost;
-    Likely found{};
-    found.held[0] = Likely::kNone;
-    const float top = largest(scores, width);
-    if (width < K || width > (1 << 24) || !std::isfinite(top)) return found;
+    constexpr int K = Thought::kMost;
+    std::fill(found, found + K, Thought::kNone);
+    const float top = width < K || width > (1 << 24) ? INFINITY : largest(scores, width);
+    if (!std::isfinite(top)) return;
     float best[K];
     std::int64_t tokens[K];
     std::fill(best, best + K, -INFINITY);
@@ -64,14 +63,13 @@ inline Likely likeliest(const float* scores, std::int64_t width) {
         sum += std::exp(static_cast<double>(scores[i]) - top);
         enter(i);
     }
-    if (!std::isfinite(best[K - 1])) return found;
+    if (!std::isfinite(best[K - 1])) return;
     const double whole = std::log(sum);
     for (int i = 0; i < K; ++i) {
-        const double level = std::round((whole + top - best[i]) / Likely::kStep);
-        found.held[i] = static_cast<std::uint32_t>(tokens[i]) << 8 |
-                        static_cast<std::uint32_t>(level > 0 ? (level < 255 ? level : 255) : 0);
+        const double level = std::round((whole + top - best[i]) / Thought::kStep);
+        found[i] = static_cast<std::uint32_t>(tokens[i]) << 8 |
+                   static_cast<std::uint32_t>(level > 0 ? (level < 255 ? level : 255) : 0);
     }
-    return found;
 }
 
 }  // namespace regear

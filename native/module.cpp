@@ -74,20 +74,20 @@ auto propose(Guarded& self, Array<std::int64_t> numbers, Array<std::int64_t> mos
     return nb::make_tuple(given(std::move(offsets)), given(std::move(tokens)), given(std::move(chances)));
 }
 
-using Thoughts = std::optional<nb::ndarray<const std::uint32_t, nb::shape<-1, regear::Likely::kMost>, nb::c_contig,
-                                            nb::device::cpu>>;
+constexpr std::size_t kWords = sizeof(regear::Thought) / sizeof(std::uint32_t);
+using Thoughts = std::optional<nb::ndarray<const std::uint32_t, nb::shape<-1, kWords>, nb::c_contig, nb::device::cpu>>;
 
 // One for each token, or null.
-const regear::Likely* thoughts(const Thoughts& likely, std::size_t tokens) {
-    if (!likely) return nullptr;
-    same(likely->shape(0), tokens);
-    return reinterpret_cast<const regear::Likely*>(likely->data());
+const regear::Thought* told(const Thoughts& thoughts, std::size_t tokens) {
+    if (!thoughts) return nullptr;
+    same(thoughts->shape(0), tokens);
+    return reinterpret_cast<const regear::Thought*>(thoughts->data());
 }
 
 void extend_many(Guarded& self, Array<std::int64_t> numbers, Array<std::int64_t> offsets, Array<std::int32_t> tokens,
-                 const Thoughts& likely) {
+                 const Thoughts& thoughts) {
     same(offsets.size(), numbers.size() + 1);
-    const regear::Likely* told = thoughts(likely, tokens.size());
+    const regear::Thought* all = told(thoughts, tokens.size());
     const std::int64_t* at = offsets.data();
     bool ordered = at[0] >= 0 && at[numbers.size()] <= static_cast<std::int64_t>(tokens.size());
     for (std::size_t i = 0; i < numbers.size(); ++i) ordered = ordered && at[i] <= at[i + 1];
@@ -95,7 +95,7 @@ void extend_many(Guarded& self, Array<std::int64_t> numbers, Array<std::int64_t>
     self.with([&](regear::Index& index) {
         for (std::size_t i = 0; i < numbers.size(); ++i)
             index.extend(numbers.data()[i], tokens.data() + at[i], static_cast<std::size_t>(at[i + 1] - at[i]),
-                         told ? told + at[i] : nullptr);
+                         all ? all + at[i] : nullptr);
     });
 }
 
@@ -125,16 +125,17 @@ auto choose(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>
 }
 
 auto likeliest(nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores) {
+    constexpr std::size_t kMost = regear::Thought::kMost;
     const std::size_t rows = scores.shape(0);
     const auto width = static_cast<std::int64_t>(scores.shape(1));
-    auto* held = new std::vector<regear::Likely>(rows);
-    nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<regear::Likely>*>(p); });
+    auto* held = new std::vector<std::uint32_t>(rows * kMost);
+    nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<std::uint32_t>*>(p); });
     {
         nb::gil_scoped_release release;
         for (std::size_t i = 0; i < rows; ++i)
-            (*held)[i] = regear::likeliest(scores.data() + static_cast<std::int64_t>(i) * width, width);
+            regear::likeliest(scores.data() + static_cast<std::int64_t>(i) * width, width, held->data() + i * kMost);
     }
-    return nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<2>>(held->data(), {rows, regear::Likely::kMost}, owner);
+    return nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<2>>(held->data(), {rows, kMost}, owner);
 }
 
 }  // namespace
@@ -147,8 +148,8 @@ NB_MODULE(_native, module) {
     module.def("choose", &choose, "scores"_a, "keys"_a, "temperatures"_a,
                "argmax(scores / temperature + Gumbel noise) of every row, [R]; -1 where scores are not finite.");
     module.def("likeliest", &likeliest, "scores"_a,
-               "Of every row its likeliest tokens, as the index keeps them: [R, 4], a token in 24 bits and in 8 its "
-               "probability as -16 ln p.");
+               "Of every row its three likeliest tokens, the likeliest first, [R, 3]: a token in 24 bits, and in 8 its "
+               "probability p as -16 ln p; all bits set where scores are not finite.");
     nb::class_<Guarded>(module, "Index", "Texts in flight and past ones, by group and generation.")
         .def(
             "__init__",
@@ -183,14 +184,14 @@ NB_MODULE(_native, module) {
             "number"_a, "token"_a, "A text's next token.")
         .def(
             "extend",
-            [](Guarded& self, std::int64_t number, Array<std::int32_t> tokens, const Thoughts& likely) {
-                const regear::Likely* told = thoughts(likely, tokens.size());
-                self.with([&](regear::Index& index) { index.extend(number, tokens.data(), tokens.size(), told); });
+            [](Guarded& self, std::int64_t number, Array<std::int32_t> tokens, const Thoughts& thoughts) {
+                const regear::Thought* all = told(thoughts, tokens.size());
+                self.with([&](regear::Index& index) { index.extend(number, tokens.data(), tokens.size(), all); });
             },
-            "number"_a, "tokens"_a, "likely"_a = nb::none(),
-            "A text's next tokens; `likely` is what the model thought before each, as `likeliest` gives it, or all bits "
-            "set where that is not known.")
-        .def("extend_many", &extend_many, "numbers"_a, "offsets"_a, "tokens"_a, "likely"_a = nb::none(),
+            "number"_a, "tokens"_a, "thoughts"_a = nb::none(),
+            "A text's next tokens; `thoughts` is what the model thought before each: three numbers as `likeliest` gives "
+            "them, all bits set where nothing is known, and a sketch of 64 signs in two.")
+        .def("extend_many", &extend_many, "numbers"_a, "offsets"_a, "tokens"_a, "thoughts"_a = nb::none(),
              "The next tokens of many texts: those of text i are tokens[offsets[i]:offsets[i + 1]].")
         .def("propose", &propose, "numbers"_a, "most"_a, "least"_a,
              "(offsets [N + 1], tokens, chances): at most most[i] tokens for a text, none of a chance below least[i].")
@@ -202,14 +203,14 @@ NB_MODULE(_native, module) {
         .def(
             "learn",
             [](Guarded& self, nb::bytes group, Array<std::int32_t> prompt, Array<std::int32_t> tokens,
-               const Thoughts& likely) {
+               const Thoughts& thoughts) {
                 const std::string_view key = view(group);
-                const regear::Likely* told = thoughts(likely, tokens.size());
+                const regear::Thought* all = told(thoughts, tokens.size());
                 self.with([&](regear::Index& index) {
-                    index.learn(key, prompt.data(), prompt.size(), tokens.data(), tokens.size(), told);
+                    index.learn(key, prompt.data(), prompt.size(), tokens.data(), tokens.size(), all);
                 });
             },
-            "group"_a, "prompt"_a, "tokens"_a, "likely"_a = nb::none(), "A text that has ended.")
+            "group"_a, "prompt"_a, "tokens"_a, "thoughts"_a = nb::none(), "A text that has ended.")
         .def(
             "advance", [](Guarded& self) { self.with([](regear::Index& index) { index.advance(); }); },
             "A new epoch: texts that start from now on write into new generations.")

@@ -131,9 +131,7 @@ def scores(runner, pieces, row=0, beside=()):
     return torch.cat(found)
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype"), [*((family, torch.float32) for family in LEAN), ("llama", torch.float64)]
-)
+@pytest.mark.parametrize(("family", "dtype"), [*((family, torch.float32) for family in LEAN), ("llama", torch.float64)])
 def test_scores_are_the_same_to_the_bit_whatever_is_read_beside(family, dtype, tiny):
     runner = AttentionRunner(load_model(tiny(family)).to(dtype))
     assert isinstance(runner.lean, CompiledDecoder)

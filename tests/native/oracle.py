@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from regear.ops.noise import ROUNDS, key
 
 FOREIGN, FAINT, WIDE = 0.05, 1e-100, 64
-PLACES, OWN, COUNTED, SHARP = 4, 5, 0.15, 1.4
+ENDS, CHAIN, OWN, ELSEWHERE, ALIKE, UNKNOWN, COUNTED, SHARP = 4, 12, 6, 2, 20, 35, 0.15, 1.4
 
 
 def written(tokens):
@@ -41,7 +41,7 @@ class Generation:
     epoch: int
     prompts: set = field(default_factory=set)
     texts: list = field(default_factory=list)  # [prompt, what came after it]
-    told: list = field(default_factory=list)  # (what stood before, what the model thought, who wrote)
+    told: list = field(default_factory=list)
 
     def places(self, string):
         """Where a string ends; a place in a prompt counts once, whatever the number of its texts."""
@@ -57,7 +57,22 @@ class Generation:
 
     def latest(self, string):
         """The number of the last place behind a string that the model's thought is known of."""
-        return next((i for i in reversed(range(len(self.told))) if self.told[i][0].endswith(string)), None)
+        return next((i for i in reversed(range(len(self.told))) if self.told[i].text.endswith(string)), None)
+
+    def recalled(self, text, length):
+        """Places like the end of a text, and the ends they share with it: the last behind each end, then the newest
+        behind its last token, of which no more is known."""
+        found, last = {}, None
+        for size in range(length, 0, -1):
+            place = self.latest(text[len(text) - size :])
+            if place is not None and place != last and len(found) < ENDS:
+                found[place] = size
+            last = place
+        if length:
+            behind = [i for i, one in enumerate(self.told) if one.text.endswith(text[-1])]
+            for place in behind[::-1][:CHAIN]:
+                found.setdefault(place, 1)
+        return found
 
     def ends(self, text):
         """The length of the longest end of a text that something follows."""
@@ -76,6 +91,17 @@ class Generation:
 
 
 @dataclass
+class Told:
+    """A place: what stood before it, what the model thought, the sketch of its state before, who wrote, where last."""
+
+    text: str
+    likely: list
+    sketch: int
+    writer: int
+    before: int | None
+
+
+@dataclass
 class Row:
     keys: list
     text: str
@@ -85,6 +111,8 @@ class Row:
     cells: list = field(default_factory=list)
     temperature: float = 1.0
     writer: int = 0
+    sketch: int = 0  # of the model's state before the newest token
+    places: dict = field(default_factory=dict)  # generation → the text's last place in it
 
 
 class Oracle:
@@ -114,7 +142,7 @@ class Oracle:
         for row in self.rows.values():
             row.since[self.held[name][-1]] = len(row.text)
 
-    def extend(self, number, tokens, likely=None):
+    def extend(self, number, tokens, thoughts=None):
         if number not in self.rows:
             return
         row = self.rows[number]
@@ -124,10 +152,15 @@ class Oracle:
                 newest.texts.append(["", ""])
                 row.writes[name] = newest, newest.texts[-1]
             entry = row.writes[name][1]
-            for token, thought in zip(tokens, likely or [None] * len(tokens), strict=True):
+            sketch = row.sketch
+            for token, thought in zip(tokens, thoughts or [None] * len(tokens), strict=True):
                 if thought is not None and (before := "".join(entry)):
-                    newest.told.append((before, thought, row.writer))
+                    newest.told.append(Told(before, thought[0], sketch, row.writer, row.places.get(newest)))
+                    row.places[newest] = len(newest.told) - 1
+                sketch = thought[1] if thought else 0
                 entry[1] += chr(token)
+        if tokens:
+            row.sketch = sketch
         row.text += written(tokens)
 
     def finish(self, number):
@@ -172,7 +205,7 @@ class Oracle:
         if number not in self.rows:
             return [], []
         row, tokens, chances, path = self.rows[number], "", [], 1.0
-        row.cells = []
+        row.cells, self.alike = [], {}
         while len(tokens) < most:
             guess = self._guess(row, tokens)
             if guess is None:
@@ -213,27 +246,29 @@ class Oracle:
                 for (one, _, text, *_), known in zip(reads, lengths, strict=True)
             )
         shares = self._shares(levels) if levels else {}
-        told = self._recall(shares, reads, row, COUNTED if levels else 0)
+        told = self._recall(shares, reads, row, more, COUNTED if levels else 0)
         if not shares:
             return None
         power = SHARP if told else 1
         return *self._choose(shares, row, len(row.text) + len(more), power), longest, told
 
-    def _recall(self, shares, reads, row, counted):
-        """Mixes in what the model thought at the last places behind each end of the text; whether any is known."""
-        found, every = defaultdict(float), 0.0
-        for one, weight, text, known, _ in reads:
-            last, places = None, 0
-            for length in range(known, 0, -1):
-                place = one.latest(text[len(text) - length :])
-                if place is None or place == last or places == PLACES:
-                    continue
-                last, places = place, places + 1
-                _, thought, writer = one.told[place]
-                worth = weight * (OWN if writer and writer == row.writer else 1) * length**3
+    def _recall(self, shares, reads, row, more, counted):
+        """Mixes in what the model thought at places like this one; whether any is known."""
+        found, every, alike = defaultdict(float), 0.0, {}
+        for one, weight, text, known, mine in reads:
+            for place, length in one.recalled(text, known).items():
+                told = one.told[place]
+                if more:
+                    same = self.alike.get((id(one), told.before), UNKNOWN)
+                else:
+                    same = 64 - (told.sketch ^ row.sketch).bit_count() if told.sketch and row.sketch else UNKNOWN
+                alike[id(one), place] = same
+                whose = OWN if told.writer and told.writer == row.writer else 1 if mine else ELSEWHERE
+                worth = weight * whose * length**2 * math.exp(ALIKE * same / 64)
                 every += worth
-                for token, probability in at_temperature(thought, row.temperature).items():
+                for token, probability in at_temperature(told.likely, row.temperature).items():
                     found[token] += worth * probability
+        self.alike = alike
         if not every:
             return False
         for token in [*shares, *found]:

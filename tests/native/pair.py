@@ -15,19 +15,26 @@ def start(index, number, group, prompt, seed=None, temperature=1.0):
 
 
 def packed(thoughts):
-    """What the model thought, [(token, level), …] or None a token, as the index takes it."""
-    rows = [[token << 8 | level for token, level in one] if one else [0xFFFFFFFF] * 4 for one in thoughts]
-    return np.array(rows, np.uint32).reshape(-1, 4)
+    """What the model thought, ([(token, level), …], sketch) or None a token, as the index takes it."""
+    rows = [
+        [*(token << 8 | level for token, level in one[0]), one[1] & 0xFFFFFFFF, one[1] >> 32]
+        if one
+        else [0xFFFFFFFF] * 5
+        for one in thoughts
+    ]
+    return np.array(rows, np.uint32).reshape(-1, 5)
 
 
 def thoughts(random, count, symbols=6):
     """What a model might have thought before so many tokens; of a third it is not known."""
-    return [
-        [*zip(random.permutation(symbols)[:4].tolist(), sorted(random.integers(0, 256, 4).tolist()), strict=True)]
-        if random.random() < 0.7
-        else None
-        for _ in range(count)
-    ]
+    return [_thought(random, symbols) if random.random() < 0.7 else None for _ in range(count)]
+
+
+def _thought(random, symbols):
+    tokens, levels = random.permutation(symbols)[:3].tolist(), sorted(random.integers(0, 256, 3).tolist())
+    return [*zip(tokens, levels, strict=True)], int(random.integers(0, 2**64, dtype=np.uint64)) * (
+        random.random() < 0.8
+    )
 
 
 def propose(index, number, most=8, least=0.0):

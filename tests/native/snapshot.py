@@ -20,7 +20,17 @@ HEAD = np.dtype(
 )
 STATE = np.dtype([(name, "<u4") for name in ("length", "link", "count", "token", "to", "more")])
 EDGE = np.dtype([(name, "<u4") for name in ("token", "to", "next")])
-LATEST, LIKELY, WRITER = np.dtype("<u4"), np.dtype(("<u4", 4)), np.dtype("u1")
+LATEST = np.dtype("<u4")
+PLACE = np.dtype(
+    [
+        ("likely", "<u4", 3),
+        ("sketch", "<u4", 2),
+        ("alike", "<u4"),
+        ("before", "<u2"),
+        ("writer", "u1"),
+        ("unused", "u1"),
+    ]
+)
 PROMPT = np.dtype([("name", "<u8"), ("state", "<u4")])
 NUMBER = np.dtype("<u8")
 MASK = 2**64 - 1
@@ -34,8 +44,7 @@ class Generation:
     states: np.ndarray
     edges: np.ndarray
     latest: np.ndarray
-    likely: np.ndarray
-    writers: np.ndarray
+    places: np.ndarray
 
 
 @dataclass
@@ -62,7 +71,7 @@ def read(body):
         generations = [
             Generation(
                 number(), array(PROMPT, number()), number(),
-                *(array(kind, number()) for kind in (STATE, EDGE, LATEST, LIKELY, WRITER)),
+                *(array(kind, number()) for kind in (STATE, EDGE, LATEST, PLACE)),
             )
             for _ in range(number())
         ]  # fmt: skip
@@ -90,7 +99,7 @@ def write(snapshot):
             number(one.epoch)
             array(one.prompts)
             number(one.tokens)
-            for table in (one.states, one.edges, one.latest, one.likely, one.writers):
+            for table in (one.states, one.edges, one.latest, one.places):
                 array(table)
     return signed(b"".join(parts))
 

@@ -142,6 +142,10 @@ def lister(one):
     return int(np.flatnonzero((one.states["more"] > 0) & (one.states["more"] < 2**31))[-1])
 
 
+def of_place(name, value):
+    return part(lambda one: one.places[name].__setitem__(3, value))
+
+
 def older(one):
     """A state whose link was told of an earlier place only."""
     at = next(i for i in range(1, len(one.states)) if one.latest[i] and one.states["link"][i])
@@ -205,13 +209,16 @@ NONSENSE = {
     "listed edge to the root": of_edge("to", lambda x, one: 0),
     "listed edge elsewhere": of_edge("to", lambda x, one: x - 1),
     "listed edge of another token": of_edge("token", lambda x, one: x + 1),
-    "thought of no place": part(lambda one: one.latest.__setitem__(5, len(one.likely) + 1)),
+    "thought of no place": part(lambda one: one.latest.__setitem__(5, len(one.places) + 1)),
     "thought at the root": part(lambda one: one.latest.__setitem__(0, 1)),
     "a place older than those of longer ends": part(older),
     "thoughts of too few states": part(lambda one: setattr(one, "latest", one.latest[:-1])),
     "thoughts of no states": part(lambda one: setattr(one, "latest", one.latest[:0])),
-    "a thought more": part(lambda one: setattr(one, "likely", np.append(one.likely, one.likely[-1:], 0))),
-    "a writer less": part(lambda one: setattr(one, "writers", one.writers[:-1])),
+    "no places": part(lambda one: setattr(one, "places", one.places[:0])),
+    "a place like one to come": of_place("alike", 9),
+    "a place after one that is not there": of_place("before", 9),
+    "a place without a thought": part(lambda one: one.places["likely"].__setitem__((3, 0), 0xFFFFFFFF)),
+    "a place with more to it": of_place("unused", 1),
     "listed edge with a next out of range": of_edge("next", lambda x, one: len(one.edges) + 5),
 }
 

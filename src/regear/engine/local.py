@@ -17,12 +17,13 @@ import torch
 from regear.core.errors import RecipeError
 from regear.core.machine import available_memory_bytes
 from regear.engine import sampler, verify
-from regear.engine.drafters.base import LIKELY, Drafter, Outcome, Text, wants_likely
+from regear.engine.drafters.base import THOUGHT, Drafter, Outcome, Text, wants_thoughts
 from regear.engine.drafters.guard import guarded
 from regear.engine.runner import Runner
 from regear.engine.runners import runner_for
 from regear.engine.sampler import Places
 from regear.engine.scheduler import Scheduler
+from regear.engine.thoughts import thoughts
 from regear.engine.types import Completion, FinishReason, Listener, Request
 
 DRAFT = 4  # tokens
@@ -62,7 +63,7 @@ class LocalEngine:
         limits = limits or Limits()
         self.tokenizer, self.draft, self.chunk = tokenizer, draft if drafter else 0, limits.chunk
         self.drafter = guarded(drafter, model.config.get_text_config().vocab_size)
-        self.tells = drafter is not None and wants_likely(drafter)
+        self.tells = drafter is not None and wants_thoughts(drafter)
         self.runner: Runner = runner_for(model, packed=packed)
         self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
         budget = limits.cache_bytes if limits.cache_bytes is not None else free_bytes(model.device) // 2
@@ -220,12 +221,12 @@ class LocalEngine:
         where = np.nonzero(wanted)
         drawn = np.full((rows, width), -1, np.int64)
         drawn[where] = self._draw(logits, where[0], starts[where[0]] + 1 + where[1], guessed, where[1])
-        likely = np.zeros((rows, width, LIKELY), np.uint32)
-        if self.tells:
-            likely[where] = sampler.likeliest(logits)
+        told = np.zeros((rows, width, THOUGHT), np.uint32) if self.tells else None
+        if told is not None:
+            told[where] = thoughts(logits, self.runner.states)
         kept = verify.kept(drawn, guessed, counts)
         self.runner.keep(0, kept + 1)
-        self._emit(np.arange(rows), drawn, kept, counts, likely)
+        self._emit(np.arange(rows), drawn, kept, counts, told)
 
     def _guess(self) -> tuple[np.ndarray, np.ndarray]:
         """Guesses of every ready row, [N, K], and how many each has."""
@@ -279,7 +280,7 @@ class LocalEngine:
         drawn_NQ: np.ndarray,
         kept_N: np.ndarray,
         guesses_N: np.ndarray | None = None,
-        likely_NQK: np.ndarray | None = None,
+        told_NQK: np.ndarray | None = None,
     ) -> None:
         """Append what was drawn and stands, tell the drafter what became of its guesses, end texts that end."""
         table = self.table
@@ -303,13 +304,10 @@ class LocalEngine:
         table.cached[rows] = table.length[rows] - 1
         numbers = table.number[rows].tolist()
         if self.drafter is not None and guesses_N is not None:
-            told = likely_NQK if self.tells and likely_NQK is not None else [None] * len(numbers)
-            parts = zip(
-                numbers, guesses_N.tolist(), kept_N.tolist(), drawn_NQ.astype(np.int32), told, taken, strict=True
-            )
+            parts = zip(numbers, guesses_N.tolist(), kept_N.tolist(), drawn_NQ.astype(np.int32), taken, strict=True)
             self.drafter.observe([
-                Outcome(number, count, kept, new[:end], None if likely is None else likely[:end])
-                for number, count, kept, new, likely, end in parts
+                Outcome(number, count, kept, new[:end], None if told_NQK is None else told_NQK[i, :end])
+                for i, (number, count, kept, new, end) in enumerate(parts)
             ])  # fmt: skip
         over = stopped | (table.length[rows] >= table.limit[rows])
         for i in np.flatnonzero(over)[::-1]:

@@ -41,6 +41,7 @@ class OwnCacheRunner:
     """
 
     shares = False
+    states: torch.Tensor | None = None
 
     def __init__(self, model: Any) -> None:
         self.model, self.device, self.name = model, model.device, type(model).__name__

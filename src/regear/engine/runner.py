@@ -32,6 +32,8 @@ class Runner(Protocol):
     """What a text takes whatever its length."""
     shares: bool
     """Whether a row can begin as part of another."""
+    states: torch.Tensor | None
+    """Last hidden states at the wanted tokens of the last pass, [R, D], where the model shows them."""
 
     def reserve(self, rows: int, slots: int, live: int) -> None:
         """Room for so many rows of so many tokens; the first `live` rows stay as they are."""
@@ -55,6 +57,7 @@ class AttentionRunner:
 
     shares = True
     bytes_per_row = 0
+    states: torch.Tensor | None = None
 
     def __init__(self, model: Any, *, packed: bool = True) -> None:
         self.model, self.device = model, model.device
@@ -133,6 +136,7 @@ class AttentionRunner:
             real = np.arange(plan.width) < counts_N[:, None]
             places = torch.from_numpy(np.flatnonzero(wanted_NQ[real])).to(self.device)
             hidden = self.lean(tokens, plan, self.cache, counts_N)[places]
+        self.states = hidden
         scores: torch.Tensor = self.model.get_output_embeddings()(hidden)
         return scores
 

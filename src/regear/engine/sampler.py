@@ -13,15 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from regear.engine.drafters.base import LIKELY, UNKNOWN
 from regear.engine.types import Request
 from regear.ops.noise import gumbel, keys
 
-choose_native: Any = None  # where they are not built, torch does the same in more steps
-likeliest_native: Any = None
+choose_native: Any = None  # where it is not built, torch does the same in more steps
 with suppress(ImportError):
     from regear._native import choose as choose_native
-    from regear._native import likeliest as likeliest_native
 
 Array = npt.NDArray[Any]
 
@@ -145,21 +142,6 @@ def logprob(logits_RV: torch.Tensor, tokens_R: torch.Tensor) -> torch.Tensor:
     """Log-probability of each token under the model itself, nats, [R]."""
     wide = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     return wide.gather(1, tokens_R.to(wide.device).unsqueeze(1)).squeeze(1) - wide.logsumexp(1)
-
-
-def likeliest(logits_RV: torch.Tensor) -> Array:
-    """The likeliest tokens of each place under the model itself, uint32 [R, LIKELY], as in `drafters.base.Outcome`."""
-    if likeliest_native is not None and logits_RV.device.type == "cpu" and logits_RV.dtype == torch.float32:
-        found: Array = likeliest_native(logits_RV.detach().contiguous().numpy())
-        return found
-    wide = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
-    best = wide.topk(min(LIKELY, wide.shape[1]))
-    levels = (16 * (wide.logsumexp(1, keepdim=True) - best.values)).round().clamp(0, 255)
-    held: Array = ((best.indices << 8) | levels.nan_to_num(255).long()).numpy(force=True).astype(np.uint32)
-    if held.shape[1] < LIKELY or wide.shape[1] > 1 << 24:
-        return np.full((len(held), LIKELY), UNKNOWN)
-    held[~best.values.isfinite().all(1).numpy(force=True), 0] = UNKNOWN
-    return held
 
 
 def _column(values: Array, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -19,8 +19,9 @@ Array = npt.NDArray[Any]
 Tokens = npt.NDArray[np.int32]
 
 NOTHING: Tokens = np.empty(0, np.int32)
-LIKELY = 4  # tokens of a place whose probability is told
-UNKNOWN = np.uint32(0xFFFFFFFF)  # in the place of the first: what the model thought is not known
+LIKELY, SKETCH = 3, 2  # numbers of a thought: likeliest tokens, and words of a sketch of the model's state
+THOUGHT = LIKELY + SKETCH
+UNKNOWN = np.uint32(0xFFFFFFFF)  # in the place of the first: nothing is known
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,17 @@ class Text:
 class Outcome:
     """What became of a guess: the text's number, how many tokens were guessed and kept, and the tokens that came.
 
-    `likely` is for drafters that have `wants_likely`: what the model thought before each of these tokens, uint32
-    [emitted, LIKELY], the likeliest first. In the upper 24 bits stands a token, in the lower 8 its probability p at
-    temperature 1, as −16 ln p.
+    `thoughts` is for drafters that have `wants_thoughts`: what the model thought before each of these tokens, uint32
+    [emitted, THOUGHT]. First its likeliest tokens, the likeliest first: in the upper 24 bits the token, in the lower 8 its
+    probability p at temperature 1, as −16 ln p. Then 64 signs of its last hidden state's products with fixed directions,
+    of which close states share most; zeros where the model does not show that state.
     """
 
     number: int
     guessed: int
     kept: int
     emitted: Tokens
-    likely: Array | None = None
+    thoughts: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Drafter(Protocol):
         ...
 
 
-def wants_likely(drafter: Any) -> bool:
+def wants_thoughts(drafter: Any) -> bool:
     """Whether a drafter, or one behind it, learns from what the model thought."""
     inner = getattr(drafter, "drafters", None) or [getattr(drafter, "drafter", None)]
-    return getattr(drafter, "wants_likely", False) or any(wants_likely(one) for one in inner if one is not None)
+    return getattr(drafter, "wants_thoughts", False) or any(wants_thoughts(one) for one in inner if one is not None)

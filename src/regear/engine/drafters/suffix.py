@@ -14,7 +14,7 @@ import numpy as np
 
 from regear.core.errors import DataError
 from regear.core.files import write_bytes
-from regear.engine.drafters.base import LIKELY, UNKNOWN, Array, Outcome, Text, Tokens
+from regear.engine.drafters.base import THOUGHT, UNKNOWN, Array, Outcome, Text, Tokens
 from regear.engine.drafters.routes import Routes
 from regear.engine.sampler import COLD
 
@@ -42,7 +42,7 @@ def native() -> Any:
 class SuffixDrafter:
     """Chains of tokens with the chance that each stands.
 
-    From engines that tell it, it also learns what the model thought at every place of a text (`Outcome.likely`): that
+    From engines that tell it, it also learns what the model thought at every place of a text (`Outcome.thoughts`): that
     says more of how a text goes on from there than the one token that came.
 
     Args:
@@ -52,7 +52,7 @@ class SuffixDrafter:
         cap_bytes: of a new index.
     """
 
-    wants_likely = True
+    wants_thoughts = True
 
     def __init__(
         self, index: Any = None, routes: Routes | None = None, *, shared: bool = True, cap_bytes: int = CAP
@@ -77,21 +77,21 @@ class SuffixDrafter:
     def _catch_up(self, texts: Sequence[Text]) -> None:
         """Give the index what texts have become."""
         new: list[Tokens] = []
-        likely: list[Array] = []
+        thoughts: list[Array] = []
         for text in texts:
             if text.number not in self.read:
                 self._start(text)
             new.append(text.tokens[self.read[text.number] :])
-            likely.append(self._thoughts(text.number, len(new[-1])))
+            thoughts.append(self._thoughts(text.number, len(new[-1])))
             self.read[text.number] = len(text.tokens)
         if new:
             offsets = np.cumsum([0, *map(len, new)], dtype=np.int64)
             numbers = np.array([text.number for text in texts], np.int64)
-            self.index.extend_many(numbers, offsets, np.concatenate(new), np.concatenate(likely))
+            self.index.extend_many(numbers, offsets, np.concatenate(new), np.concatenate(thoughts))
 
     def _thoughts(self, number: int, count: int) -> Array:
         """What the model thought before the last `count` tokens of a text, as far as it was told."""
-        found = np.full((count, LIKELY), UNKNOWN)
+        found = np.full((count, THOUGHT), UNKNOWN)
         if count and (told := self.told.pop(number, None)):
             held = np.concatenate(told)[-count:]
             found[count - len(held) :] = held
@@ -113,28 +113,28 @@ class SuffixDrafter:
         )
         self.index.observe(numbers, guessed, kept)
         for outcome in outcomes:
-            if outcome.likely is not None and len(outcome.emitted):
-                self.told.setdefault(outcome.number, []).append(outcome.likely)
+            if outcome.thoughts is not None and len(outcome.emitted):
+                self.told.setdefault(outcome.number, []).append(outcome.thoughts)
 
     def finish(self, number: int, tokens: Tokens, prompt: int, group: Hashable) -> None:
         """The text is past; what it wrote stays."""
         read = self.read.pop(number, None)
-        likely = self._thoughts(number, len(tokens) - (prompt if read is None else read))
+        thoughts = self._thoughts(number, len(tokens) - (prompt if read is None else read))
         self.told.pop(number, None)
         if read is None:  # it was never asked about
-            self.learn(tokens[:prompt], tokens[prompt:], group, likely)
+            self.learn(tokens[:prompt], tokens[prompt:], group, thoughts)
             return
-        self.index.extend(number, np.ascontiguousarray(tokens[read:]), likely)
+        self.index.extend(number, np.ascontiguousarray(tokens[read:]), thoughts)
         self.index.finish(number)
 
-    def learn(self, prompt: Tokens, tokens: Tokens, group: Hashable = None, likely: Array | None = None) -> None:
-        """A past text; `likely` is what the model thought before each of its tokens, as in `Outcome`, if that is known."""
+    def learn(self, prompt: Tokens, tokens: Tokens, group: Hashable = None, thoughts: Array | None = None) -> None:
+        """A past text; `thoughts` is what the model thought before each of its tokens, as in `Outcome`, if known."""
         key = self.routes.group(group, prompt)
         self.index.learn(
             key,
             np.ascontiguousarray(prompt, np.int32),
             np.ascontiguousarray(tokens, np.int32),
-            None if likely is None else np.ascontiguousarray(likely, np.uint32),
+            None if thoughts is None else np.ascontiguousarray(thoughts, np.uint32),
         )
 
     def advance(self) -> None:
