@@ -10,7 +10,9 @@ near-ties. Floor: the seconds that the products of the plain texts' tokens alone
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,8 @@ from engine_floor import floor, rates
 from engine_prompts import problems, questions, renamings
 
 from regear.cli.output import grid
-from regear.core.files import read_json, write_json
 from regear.engine.budget.policy import Budget
-from regear.engine.drafters.base import Drafter, Outcome, Text
+from regear.engine.drafters.base import NOTHING, THOUGHT, UNKNOWN, Drafter, Outcome, Text
 from regear.engine.drafters.ngram import NgramDrafter
 from regear.engine.drafters.payoff import Payoff
 from regear.engine.drafters.suffix import SuffixDrafter
@@ -35,8 +36,35 @@ from regear.models.builtin import resolve
 from regear.models.load import load_model, load_tokenizer
 from regear.ops.noise import key
 
-GUESSES = 8  # of a text and step, for every drafter
-Epoch = list[list[int]]
+GUESSES = 16  # of a text and step, for every drafter
+
+
+@dataclass
+class Epoch:
+    """The texts of an epoch, and what the model thought before each of their tokens."""
+
+    tokens: list[list[int]]
+    thoughts: list[Any]
+
+
+class Listener:
+    """Guesses nothing, and keeps what the model thought."""
+
+    wants_thoughts = True
+
+    def __init__(self) -> None:
+        self.told: dict[int, list[Any]] = defaultdict(list)
+
+    def propose(self, texts: Any, most: Any) -> list[Any]:
+        return [NOTHING] * len(texts)
+
+    def observe(self, outcomes: Any) -> None:
+        for outcome in outcomes:
+            self.told[outcome.number].append(outcome.thoughts)
+
+    def finish(self, number: int, tokens: Any, prompt: int, group: Any) -> None:
+        first = np.full((1, THOUGHT), UNKNOWN)  # what the prompt's last token made it think
+        self.told[number] = [np.concatenate([first, *self.told[number]])]
 
 
 class Rollouts:
@@ -67,29 +95,51 @@ class Rollouts:
 def written(rollouts: Rollouts, model: Any, epochs: int, kept: Path | None) -> list[Epoch]:
     """The texts of every epoch, plainly; from a file if an earlier run left them there."""
     if kept is not None and kept.exists():
-        return list(read_json(kept))
+        with np.load(kept, allow_pickle=True) as held:
+            return [Epoch(list(tokens), list(thoughts)) for tokens, thoughts in held["epochs"]]
     found = []
     for epoch in range(epochs):
         print(f"epoch {epoch + 1}, plainly", file=sys.stderr)
-        found.append(rollouts.run(model, epoch, len(rollouts.prompts), None).tokens)
+        listener = Listener()
+        run = rollouts.run(model, epoch, len(rollouts.prompts), listener)
+        found.append(Epoch(run.tokens, [listener.told[i][0] for i in range(len(run.tokens))]))
     if kept is not None:
-        write_json(kept, found)
+        held = np.empty((epochs, 2, len(rollouts.prompts)), object)
+        for row, epoch in zip(held, found, strict=True):
+            row[0, :], row[1, :] = _objects(epoch.tokens), _objects(epoch.thoughts)
+        np.savez(kept, epochs=held)
     return found
 
 
-def learned(rollouts: Rollouts, epochs: list[Epoch]) -> SuffixDrafter:
-    """A drafter that has seen these epochs."""
-    drafter = SuffixDrafter(shared=False)
+def _objects(values: list[Any]) -> Any:
+    found = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        found[i] = value
+    return found
+
+
+def learned(rollouts: Rollouts, epochs: list[Epoch], told: bool = True) -> SuffixDrafter:
+    """A drafter that has seen these epochs; `told`: and what the model thought."""
+    drafter = SuffixDrafter()
     for epoch in epochs:
         drafter.advance()
-        for i, (prompt, tokens) in enumerate(zip(rollouts.prompts, epoch, strict=True)):
-            drafter.learn(np.array(prompt, np.int32), np.array(tokens, np.int32), i // rollouts.samples)
+        rows = zip(rollouts.prompts, epoch.tokens, epoch.thoughts, strict=True)
+        for i, (prompt, tokens, thoughts) in enumerate(rows):
+            drafter.learn(
+                np.array(prompt, np.int32),
+                np.array(tokens, np.int32),
+                i // rollouts.samples,
+                thoughts if told else None,
+            )
     drafter.advance()
     return drafter
 
 
-def replayed(rollouts: Rollouts, number: int, texts: Epoch, slots: int, drafter: Any) -> dict[str, float]:
+def replayed(
+    rollouts: Rollouts, number: int, epoch: Epoch, slots: int, drafter: Any, told: bool = True
+) -> dict[str, float]:
     """Tokens a pass, and the share of guesses that stand, were these texts written with this drafter."""
+    texts = epoch.tokens
     requests, queue = rollouts.requests(number), list(range(len(texts)))
     live: dict[int, int] = {}  # known tokens
     passes = guessed = stood = emitted = 0
@@ -105,7 +155,9 @@ def replayed(rollouts: Rollouts, number: int, texts: Epoch, slots: int, drafter:
         for i, guess in zip(rows, drafter.propose(views, most), strict=True):
             true = whole[i][live[i] : live[i] + len(guess)]
             kept = int(np.logical_and.accumulate(guess == true).sum())
-            outcomes.append(Outcome(i, len(guess), kept, whole[i][live[i] : live[i] + kept + 1]))
+            at = live[i] - len(requests[i].prompt)
+            thoughts = epoch.thoughts[i][at : at + kept + 1] if told else None
+            outcomes.append(Outcome(i, len(guess), kept, whole[i][live[i] : live[i] + kept + 1], thoughts))
             live[i] += kept + 1
             passes, guessed, stood, emitted = passes + 1, guessed + len(guess), stood + kept, emitted + kept + 1
         drafter.observe(outcomes)
@@ -145,7 +197,7 @@ def described(run: Run, plain: Run) -> dict[str, float]:
 
 def variety(epochs: list[Epoch], samples: int) -> dict[str, float]:
     """How different the texts are: whole ones of a prompt, and runs of four tokens within each."""
-    last = epochs[-1]
+    last = epochs[-1].tokens
     groups = [last[i : i + samples] for i in range(0, len(last), samples)]
     fours = [[tuple(text[i : i + 4]) for i in range(len(text) - 3)] for text in last]
     lengths = [len(text) for text in last]
@@ -183,6 +235,8 @@ def main() -> None:
         for slots in (4, len(rollouts.prompts)):
             found = replayed(rollouts, number, texts, slots, learned(rollouts, epochs[:number]))
             replays[f"epoch {number + 1}, {slots} slots"] = found
+    untold = replayed(rollouts, last, epochs[last], 4, learned(rollouts, past, told=False), told=False)
+    replays["last epoch, 4 slots, by counts alone"] = untold
     ngram = replayed(rollouts, last, epochs[last], 4, NgramDrafter())
     timed: dict[str, Any] = {}
     gates: dict[str, Any] = {}
@@ -218,7 +272,7 @@ def main() -> None:
             row = timed[str(slots)][name]
             lines.append([str(slots), name, f"{row['seconds']:.1f}", f"{row['of_plain']:.2f}",
                           f"{row['last_tenth_of_plain']:.2f}", f"{row['acceptance_length']:.2f}"])  # fmt: skip
-    work = floor(stock, 1, arguments.tokens // 2)["operations"] * sum(map(len, epochs[last]))
+    work = floor(stock, 1, arguments.tokens // 2)["operations"] * sum(map(len, epochs[last].tokens))
     results = {
         "threads": arguments.threads, "temperature": arguments.temperature, "cap": arguments.tokens,
         "rollouts": len(rollouts.prompts), "prompts_of": arguments.prompts_of, "guesses": GUESSES,

@@ -42,9 +42,9 @@ class Outcome:
     """What became of a guess: the text's number, how many tokens were guessed and kept, and the tokens that came.
 
     `thoughts` is for drafters that have `wants_thoughts`: what the model thought before each of these tokens, uint32
-    [emitted, THOUGHT]. First its likeliest tokens, the likeliest first: in the upper 24 bits the token, in the lower 8 its
-    probability p at temperature 1, as −16 ln p. Then 64 signs of its last hidden state's products with fixed directions,
-    of which close states share most; zeros where the model does not show that state.
+    [emitted, THOUGHT]. First its likeliest tokens, the likeliest first: in the upper 24 bits the token, in the lower 8
+    its probability p at temperature 1, as −16 ln p. Then 64 signs of its last hidden state's products with fixed
+    directions, of which close states share most; zeros where the model does not show that state.
     """
 
     number: int
