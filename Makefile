@@ -54,6 +54,7 @@ bench: setup
 	$(BIN)/python benchmarks/any_size.py
 	$(BIN)/python benchmarks/engine_exact.py
 	$(BIN)/python benchmarks/engine_decode.py
+	$(BIN)/python benchmarks/engine_passes.py
 	$(BIN)/python benchmarks/engine_verify.py
 	$(BIN)/python benchmarks/engine_rollouts.py
 	$(BIN)/python benchmarks/draft_budget.py

@@ -12,6 +12,7 @@ from regear.models.load import load_model
 DRIVERS = {
     "engine_decode": ["--contexts", "16", "--rows", "1,2", "--tokens", "4"],
     "engine_verify": ["--context", "24", "--rows", "1,2", "--widths", "1,3", "--texts", "2", "--tokens", "6"],
+    "engine_passes": ["--context", "8", "--cases", "1x1 2x3"],
     "engine_rollouts": ["--quick", "--tokens", "6"],
     "engine_exact": ["--prompts", "4", "--context", "16", "--tokens", "6"],
     "suffix_rollouts": ["--quick", "--tokens", "8", "--prompts-of", "problems"],
@@ -60,6 +61,21 @@ def test_verify_measures_both_ways(drive):
         assert set(row["over_one"]["regear"]) == set(row["over_one"]["transformers"]) == {"1", "3"}
     assert {row["text"] for row in results["texts"]} == {"repeats", "does not"}
     assert all(row["near_ties_only"] for row in results["texts"])
+
+
+def test_passes_are_timed_with_both_products(drive):
+    passes = drive("engine_passes")["results"]["passes"]
+    assert [(one["texts"], one["tokens_a_text"]) for one in passes] == [(1, 1), (2, 3)]
+    assert all(min(*one["seconds"].values(), one["floor_seconds"]) > 0 for one in passes)
+
+
+def test_products_that_differ_end_the_benchmark_of_passes(drive, monkeypatch):
+    from regear.ops import linear
+
+    right = linear.Packed.__call__
+    monkeypatch.setattr(linear.Packed, "__call__", lambda self, x: right(self, x) * 1.01)
+    with pytest.raises(SystemExit, match="the scores differ"):
+        drive("engine_passes")
 
 
 def test_rollouts_count_useful_tokens(drive):

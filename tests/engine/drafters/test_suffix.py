@@ -206,3 +206,48 @@ def test_without_the_compiled_part_the_error_says_so(monkeypatch):
     monkeypatch.delattr("regear._native", raising=False)
     with pytest.raises(DataError, match="not built here"):
         SuffixDrafter()
+
+
+def thought(*likely, sketch=0):
+    """Three tokens and their probabilities, and a sketch."""
+    words = [token << 8 | round(-16 * np.log(probability)) for token, probability in likely]
+    return np.array([[*words, sketch & 0xFFFFFFFF, sketch >> 32]], np.uint32)
+
+
+def test_what_the_model_thought_is_guessed_though_it_never_came():
+    drafter = SuffixDrafter()
+    drafter.learn(ids([1, 2]), ids([3]), "g", thought((9, 0.9), (3, 0.05), (4, 0.01)))
+    assert guess(drafter, text(0, [1, 2], 2, group="g"), 1) == [9]
+    counted = SuffixDrafter()
+    counted.learn(ids([1, 2]), ids([3]), "g")
+    assert guess(counted, text(0, [1, 2], 2, group="g"), 1) == [3]
+
+
+def test_the_place_where_the_model_was_as_it_is_now_counts_most():
+    one, other = 0x0F0F0F0F0F0F0F0F, 0xFF00FF00FF00FF00
+    drafter = SuffixDrafter(shared=False)
+    for sketch, next_ in ((one, 8), (other, 9)):
+        told = np.concatenate([thought((5, 0.9), (1, 0.05), (2, 0.01), sketch=sketch),
+                               thought((next_, 0.9), (1, 0.05), (2, 0.01))])  # fmt: skip
+        drafter.learn(ids([1]), ids([5, 7]), "g", told)
+    for sketch, wanted in ((one, 8), (other, 9)):
+        writing = text(sketch & 1, [1, 5], group="g")
+        guess(drafter, text(writing.number, [1], group="g"))
+        drafter.observe(
+            [Outcome(writing.number, 0, 0, ids([5]), thought((5, 0.9), (1, 0.05), (2, 0.01), sketch=sketch))]
+        )
+        assert guess(drafter, writing, 1) == [wanted]
+        drafter.finish(writing.number, ids([1, 5]), 1, "g")
+        drafter = SuffixDrafter.of_state(drafter.state())  # thoughts are kept with it
+
+
+def test_thoughts_before_the_first_question_are_not_those_of_its_tokens():
+    """What is told while the drafter rests belongs to the tokens that came meanwhile."""
+    drafter = SuffixDrafter()
+    guess(drafter, text(0, [1, 2], group="g"))
+    for token, next_ in ((3, 7), (4, 8)):
+        drafter.observe([Outcome(0, 0, 0, ids([token]), thought((next_, 0.9), (1, 0.05), (2, 0.01)))])
+    drafter.finish(0, ids([1, 2, 3, 4]), 1, "g")
+    drafter.learn(ids([1]), ids([2]), "g")
+    assert guess(drafter, text(1, [1, 2], group="g"), 1) == [7]
+    assert guess(drafter, text(2, [1, 2, 3], group="g"), 1) == [8]
