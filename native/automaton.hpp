@@ -67,6 +67,7 @@ public:
 
     // 1 + the number of the last place that a state was told of; 0: none.
     std::uint32_t latest(std::uint32_t state) const { return latest_.size() ? latest_[state] : 0; }
+    std::size_t places() const { return places_.size(); }
     const Place& place(std::uint32_t number) const { return places_[number - 1]; }
 
     // Where an edge leads, or kRoot.

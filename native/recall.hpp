@@ -81,10 +81,12 @@ public:
     double add(const std::vector<Walker>& walkers, std::vector<Candidate>& candidates, std::size_t first) {
         before_.swap(found_);
         found_.clear();
-        known_.clear(candidates.size() - first + walkers.size() * (kEnds + kChain) * Thought::kMost);
+        for (std::size_t w = 0; w < walkers.size(); ++w)
+            if (walkers[w].automaton->places()) collect(walkers[w], static_cast<std::uint32_t>(w));
+        if (found_.empty()) return first_ = false, 0;
+        known_.clear(candidates.size() - first + found_.size() * Thought::kMost);
         for (std::size_t i = first; i < candidates.size(); ++i) known_.number(candidates[i].token, i);
         double all = 0;
-        for (std::size_t w = 0; w < walkers.size(); ++w) collect(walkers[w], static_cast<std::uint32_t>(w));
         for (const Found& one : found_) {
             const Place& place = walkers[one.walker].automaton->place(one.place);
             const bool own = writer_ && place.writer == writer_;
