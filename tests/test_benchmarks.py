@@ -201,7 +201,7 @@ def test_replayed_texts_keep_what_comes_true(monkeypatch, tmp_path):
 
 def test_rollouts_over_epochs_are_timed_beside_plain_ones(drive):
     results = drive("suffix_rollouts")["results"]
-    assert {name.split(",")[0] for name in results["replays"]} == {"epoch 1", "epoch 2"}
+    assert {name.split(",")[0] for name in results["replays"]} == {"epoch 1", "epoch 2", "last epoch"}
     assert all(row["acceptance_length"] >= 1 for row in results["replays"].values())
     cells = results["timed"]["2"]
     assert set(cells) == {"plain", "n-grams, as far as it pays", "suffix, all guesses", "suffix, budget"}
