@@ -1,8 +1,8 @@
 """How fast a training step is, beside the operations it must do at the rate this machine multiplies matrices.
 
 Cases run interleaved, one step each a round, with the matrix rate measured between them; medians over rounds. The floor
-of a step is its operations (`train/cost.py`, tested against torch's own counter) over that rate. Where the rest goes is
-read off a profile of one step. Correctness gate: every case has a finite loss.
+of a step is its operations (`train/cost.py`, tested against torch's own counter) over that rate, in float32 for every
+case. Where the rest goes is read off a profile of one step. Correctness gate: every case has a finite loss.
 """
 
 import statistics
@@ -32,6 +32,7 @@ CASES = {
     "ce, attention": {"objective": "ce"},
     "ce, all": {"objective": "ce", "train": "*"},
     "align": {"objective": "align"},
+    "kl, attention, bfloat16": {"objective": "kl", "precision": "bfloat16"},
 }
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "linear", "mkldnn"),
@@ -41,9 +42,10 @@ KINDS = {
 }
 
 
-def step(trained: Trained, optimiser: torch.optim.Optimizer, batch) -> float:
+def step(trained: Trained, optimiser: torch.optim.Optimizer, batch, half: bool = False) -> float:
     """One update; its loss."""
-    total, _ = trained(batch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        total, _ = trained(batch)
     (total / batch.count).backward()
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
@@ -96,12 +98,13 @@ def main() -> None:
             optimiser = adamw(student, recipe)
             asked = teacher if recipe.objective.teacher != "none" else None
             work[name] = operations(Sizes.of(student), asked and Sizes.of(asked), recipe).total
-            loss = step(trained, optimiser, batch)  # moments are made on the first step
+            half = recipe.half("cpu")
+            loss = step(trained, optimiser, batch, half)  # moments are made on the first step
             if not loss < float("inf"):
                 sys.exit(f"{name}: loss {loss}")
             rate = matrix_rate(device)
             began = time.perf_counter()
-            step(trained, optimiser, batch)
+            step(trained, optimiser, batch, half)
             spent = time.perf_counter() - began
             rate = (rate + matrix_rate(device)) / 2
             if round_:

@@ -23,12 +23,11 @@ REGEAR_WIDE inline float mass(const float* scores, float top) {
         part[i] = 1.0f + rest * (0.6951f + rest * (0.2276f + rest * 0.0774f));
         bits[i] = (whole + 127) << 23;
     }
-    float power[kBlock], sum = 0;
+    float power[kBlock], lanes[64] = {}, sum = 0;
     std::memcpy(power, bits, sizeof power);
-    for (int i = 0; i < kBlock; ++i) part[i] *= power[i];
-    for (int step = kBlock / 2; step; step /= 2)
-        for (int i = 0; i < step; ++i) part[i] += part[i + step];
-    sum = part[0];
+    for (int first = 0; first < kBlock; first += 64)
+        for (int i = 0; i < 64; ++i) lanes[i] += part[first + i] * power[first + i];
+    for (const float lane : lanes) sum += lane;
     return sum;
 }
 

@@ -72,6 +72,20 @@ def test_minutes_become_tokens_and_stages_are_told_apart(tiny, words):
     assert found["stages"][1]["tokens"] % 128 == 0
 
 
+def test_bfloat16_is_planned_at_its_own_rate_and_advised_against_where_it_is_slower(tiny, words, monkeypatch):
+    for ratio, warnings in ((2.0, 0), (0.5, 1)):
+        rates = {False: 1e11, True: ratio * 1e11}
+        monkeypatch.setattr("regear.healing.plan.matrix_rate", lambda _, *, half, rates=rates: rates[half])
+        changes = "stages=[{objective: kl, tokens: 256}, {objective: kl, tokens: 256, precision: bfloat16}]"
+        found = plan(tiny, words, changes)
+        one, two = found["stages"]
+        assert (one["precision"], two["precision"]) == ("float32", "bfloat16")
+        assert two["tokens_per_second"] == pytest.approx(ratio * one["tokens_per_second"], rel=0.01)
+        assert two["memory_bytes"]["activations"] == one["memory_bytes"]["activations"] // 2
+        assert found["matrix_rate"] == 1e11
+        assert len([text for text in found["warnings"] if "more slowly than float32" in text]) == warnings
+
+
 def test_text_read_too_often_is_said(tiny, words):
     (warning,) = plan(tiny, words, "train.tokens=50000")["warnings"]
     assert "about 4,501 tokens, read 11.1 times" in warning

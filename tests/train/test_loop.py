@@ -55,9 +55,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_dropout(tmp
     assert not same(found[0], found[2])
 
 
-@pytest.mark.parametrize("objective", ["kl", "align"])
-def test_a_stop_after_any_step_changes_no_byte(tmp_path, objective):
-    recipe = recipe_of(4, objective={"kind": objective})
+@pytest.mark.parametrize(("objective", "precision"), [("kl", "auto"), ("align", "auto"), ("kl", "bfloat16")])
+def test_a_stop_after_any_step_changes_no_byte(tmp_path, objective, precision):
+    recipe = recipe_of(4, objective={"kind": objective}, precision=precision)
 
     def student():
         return make(attention_dropout=0.2)
@@ -132,3 +132,20 @@ def test_minutes_become_a_number_of_steps_that_a_restart_keeps(tmp_path, monkeyp
     assert result["steps"] == 15
     assert metrics[0]["step"] == 9
     assert same(whole, resumed)
+
+
+def test_bfloat16_products_leave_weights_and_moments_float32_and_steps_nearly_the_same(tmp_path):
+    before, found = weights(make()), {}
+    for precision in ("float32", "bfloat16"):
+        stage, metrics = stage_of(tmp_path / precision, recipe_of(precision=precision))
+        optimiser = adamw(stage.trained, stage.recipe)
+        stage._step(optimiser, 0, 3)
+        tensors = [*stage.trained.parameters(), *(m for kept in optimiser.state.values() for m in kept.values())]
+        assert {tensor.dtype for tensor in tensors} == {torch.float32}
+        stage.run()
+        after = weights(stage.trained.student)
+        found[precision] = torch.cat([(after[name] - before[name]).flatten() for name in before]), metrics[0]["loss"]
+    (one, exact), (other, rounded) = found.values()
+    assert torch.cosine_similarity(one, other, dim=0) > 0.9
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert rounded != exact

@@ -21,6 +21,7 @@ EPOCHS = 4  # up to here, text read again is worth nearly as much as new (arXiv 
 COUNTED_TOKENS = 200_000
 WINDOW = 512  # tokens of a window that is scored, about
 GIB = 2**30
+SLOWER = "this processor multiplies bfloat16 more slowly than float32; leave train.precision out"
 
 
 def make_plan(healing: Any, rate: float | None = None) -> dict[str, Any]:
@@ -34,29 +35,32 @@ def make_plan(healing: Any, rate: float | None = None) -> dict[str, Any]:
         DataError: training files that are missing, or whose rows do not serve.
     """
     device = torch.device(healing.inputs["device"])
-    rate = (rate or matrix_rate(device)) * processes()
-    speed = rate * EFFICIENCY[device.type]
+    parts, plain = healing.recipe.parts(), device.type != "cpu"
+    rates = {half: rate or matrix_rate(device, half=half) for half in {plain, *(p.half(device.type) for p in parts)}}
+    speeds = {half: value * processes() * EFFICIENCY[device.type] for half, value in rates.items()}
     student, original = skeleton(healing.start.config()), skeleton(load_config(healing.teacher))
     healing.check_caches()
-    check_names(student, original, healing.recipe.parts())
+    check_names(student, original, parts)
     teacher = Sizes.of(original)
     texts: dict[tuple[int, bool], tuple[int, int]] = {}
     stages = []
-    for stage in healing.recipe.parts():
+    for stage in parts:
         select(student, stage.train, stage.freeze)
         key = (stage.sequence, stage.objective.pairs)
         if key not in texts:
             texts[key] = epoch_of(healing.stream(stage, 2))
-        stages.append(_stage(healing, stage, Sizes.of(student), teacher, speed, texts[key], device))
+        speed = speeds[stage.half(device.type)]
+        stages.append(_stage(healing, stage, Sizes.of(student), teacher, speed, speeds[plain], texts[key], device.type))
     # Before and after, each beside the teacher, on the leading process alone.
     scored = sum(getattr(healing.recipe, use).tokens for use in ("evaluation", "elsewhere"))
-    measuring = scored * 2 * (inference(teacher, WINDOW) + inference(Sizes.of(student), WINDOW)) / speed * processes()
+    scoring = scored * 2 * (inference(teacher, WINDOW) + inference(Sizes.of(student), WINDOW))
+    measuring = scoring / speeds[plain] * processes()
     found = {
         "dry_run": True,
         "format": healing.start.format,
         "processes": processes(),
         "device": device.type,
-        "matrix_rate": rate,
+        "matrix_rate": rates[plain] * processes(),
         "efficiency": EFFICIENCY[device.type],
         "parameters": {"student": Sizes.of(student).parameters, "teacher": teacher.parameters},
         "stages": stages,
@@ -66,7 +70,8 @@ def make_plan(healing: Any, rate: float | None = None) -> dict[str, Any]:
         "memory_bytes": max(stage["memory_bytes"]["total"] for stage in stages),
         "available_memory_bytes": available_memory_bytes(),
     }
-    return {**found, "warnings": _warnings(found)}
+    slower = not plain and True in rates and rates[True] < rates[False]
+    return {**found, "warnings": _warnings(found) + [SLOWER] * slower}
 
 
 def _stage(
@@ -75,18 +80,20 @@ def _stage(
     student: Sizes,
     teacher: Sizes,
     speed: float,
+    writing_speed: float,
     held: tuple[int, int],
-    device: torch.device,
+    device: str,
 ) -> dict[str, Any]:
     recipe: HealRecipe = healing.recipe
     taught = teacher if stage.objective.teacher != "none" else None
     cached = recipe.teacher.serves(stage)
     costs = operations(student, taught, stage, cached=cached)
     tokens = _tokens(stage, costs, speed)
-    writing = tokens * inference(teacher, stage.sequence) / speed if cached else 0.0
-    bytes_each = 2 if device.type == "cuda" else 4
+    writing = tokens * inference(teacher, stage.sequence) / writing_speed if cached else 0.0
+    bytes_each = 4 if device == "cpu" else 2
     found = {
         "objective": stage.objective.kind,
+        "precision": "bfloat16" if stage.half(device) else "float32",
         "tokens": tokens,
         "steps": tokens // (stage.batch * stage.sequence),
         "trained_parameters": trained(student, stage),
@@ -103,9 +110,7 @@ def _stage(
         "text_tokens": held[0],
         "epochs": round(tokens / held[1], 3),
         # The leading process keeps the whole teacher to measure with.
-        "memory_bytes": memory(
-            student, bytes_each * teacher.parameters, stage, processes=processes(), half=device.type == "cuda"
-        ),
+        "memory_bytes": memory(student, bytes_each * teacher.parameters, stage, processes=processes(), device=device),
     }
     if cached:
         kept = min(recipe.teacher.cache or 0, teacher.vocabulary)
@@ -199,7 +204,8 @@ def describe(plan: dict[str, Any]) -> str:
         lines.append(
             f"  stage {number} ({stage['objective']}): {stage['steps']:,} steps, {stage['trained_parameters']:,} "
             f"parameters trained, {stage['operations_per_token']['total'] / 1e9:.2f} Gflop and "
-            f"{stage['epochs']:.2g} epochs, {stage['tokens_per_second']:,.0f} tokens/s, {_time(stage['hours'])}"
+            f"{stage['epochs']:.2g} epochs, {stage['tokens_per_second']:,.0f} tokens/s in {stage['precision']}, "
+            + _time(stage["hours"])
             + (f", {cache['bytes'] / GIB:.2f} GiB of written predictions" if cache else "")
         )
     return "\n".join([*lines, *(f"  warning: {text}" for text in plan["warnings"])])

@@ -202,13 +202,13 @@ def trained_parameters(student: Sizes, stage: StageRecipe) -> int:
 
 
 def memory(
-    student: Sizes, teacher_bytes: int, stage: StageRecipe, *, processes: int = 1, half: bool = False
+    student: Sizes, teacher_bytes: int, stage: StageRecipe, *, processes: int = 1, device: str = "cpu"
 ) -> dict[str, int]:
     """Bytes of one process, about: float32 weights, gradients and two moments, all shared out among processes.
 
     Args:
         teacher_bytes: of the teacher where it is held.
-        half: activations in two bytes instead of four.
+        device: of the kind that trains.
     """
     trained = trained_parameters(student, stage)
     rows = min(stage.micro_batch, max(1, stage.batch // processes)) * stage.sequence
@@ -218,9 +218,9 @@ def memory(
         "moments": 8 * trained // processes,
         "teacher": teacher_bytes,
         "activations": int(
-            rows * activations(student, checkpointing=stage.gradient_checkpointing) * (2 if half else 4)
+            rows * activations(student, checkpointing=stage.gradient_checkpointing) * (2 if stage.half(device) else 4)
         ),
-        "loss": 4 * LOSS_TABLES * max(student.vocabulary, DEVICE_LOGITS if half else CPU_LOGITS),
+        "loss": 4 * LOSS_TABLES * max(student.vocabulary, CPU_LOGITS if device == "cpu" else DEVICE_LOGITS),
     }
     return {**found, "total": sum(found.values())}
 
@@ -240,9 +240,9 @@ def _held(layer: Layer, hidden: int) -> float:
     return sum(m.out for m in layer.matrices) + inner + 2 * hidden
 
 
-def matrix_rate(device: torch.device, seconds: float = PROBE_SECONDS) -> float:
-    """Operations a second of large matrix products here: float32 on a CPU, bfloat16 on a GPU."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+def matrix_rate(device: torch.device, *, half: bool = False, seconds: float = PROBE_SECONDS) -> float:
+    """Operations a second of large matrix products here, in bfloat16 (`half`) or float32."""
+    dtype = torch.bfloat16 if half else torch.float32
     width = PROBE_WIDTH * (8 if device.type == "cuda" else 1)
     one = torch.ones(width, width, dtype=dtype, device=device)
     _finish(product(one, one))

@@ -129,7 +129,7 @@ class Stage:
         parts: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches, 1):
             sync_gradients(self.trained, number == len(batches))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.half(self.device.type)):
                 total, logged = self.trained(batch.to(self.device))
             (total * scale).backward()
             for name, value in {"loss": total.detach(), **logged}.items():

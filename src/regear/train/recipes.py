@@ -23,7 +23,8 @@ class StageRecipe(Recipe):
     `train` and `freeze` are name patterns (`*` matches anything); what `freeze` names never trains. `batch` counts rows
     of `sequence` tokens in one step over all processes, `micro_batch` those that one process holds at a time.
     `lr` is a share of each parameter's root mean square where `relative`; a step decays every parameter by its share
-    `lr` · `weight_decay` all the same.
+    `lr` · `weight_decay` all the same. `precision` is that of products while training; weights, gradients and moments
+    are float32 in any case.
     """
 
     objective: Objective = Field(default_factory=lambda: KlRecipe.model_validate({}))
@@ -45,6 +46,7 @@ class StageRecipe(Recipe):
     clip: float = Field(1.0, gt=0)
     lora: LoraRecipe | None = None
     gradient_checkpointing: bool = False
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
 
     @field_validator("train", "freeze", mode="before")
     @classmethod
@@ -62,6 +64,10 @@ class StageRecipe(Recipe):
         if not self.train:
             raise ValueError("train names nothing; give name patterns, such as '*.self_attn.*'")
         return self
+
+    def half(self, device: str) -> bool:
+        """Whether products are in bfloat16: on a GPU unless told otherwise, on a CPU where told to."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and device != "cpu")
 
     def steps(self) -> int | None:
         """Steps that `tokens` allow; None where only a time is given."""
