@@ -13,22 +13,21 @@ namespace regear {
 
 // The sum of e^(score − top) over a block, to within 1 in 1,000; scores are at most `top`.
 REGEAR_WIDE inline float mass(const float* scores, float top) {
-    float part[kBlock];
-    std::int32_t bits[kBlock];
-    for (int i = 0; i < kBlock; ++i) {
-        float t = (scores[i] - top) * 1.44269504f;
-        t = t > -126.0f ? t : -126.0f;
-        const std::int32_t whole = static_cast<std::int32_t>(t) - 1;  // t is at most 0
-        const float rest = t - static_cast<float>(whole);
-        part[i] = 1.0f + rest * (0.6951f + rest * (0.2276f + rest * 0.0774f));
-        bits[i] = (whole + 127) << 23;
-    }
-    float power[kBlock], lanes[64] = {}, sum = 0;
-    std::memcpy(power, bits, sizeof power);
+    float lanes[64] = {};
     for (int first = 0; first < kBlock; first += 64)
-        for (int i = 0; i < 64; ++i) lanes[i] += part[first + i] * power[first + i];
-    for (const float lane : lanes) sum += lane;
-    return sum;
+        for (int i = 0; i < 64; ++i) {
+            float t = (scores[first + i] - top) * 1.44269504f;
+            t = t > -126.0f ? t : -126.0f;
+            const std::int32_t whole = static_cast<std::int32_t>(t) - 1;  // t is at most 0
+            const float rest = t - static_cast<float>(whole);
+            const std::int32_t bits = (whole + 127) << 23;
+            float power;
+            std::memcpy(&power, &bits, sizeof power);
+            lanes[i] += (1.0f + rest * (0.6951f + rest * (0.2276f + rest * 0.0774f))) * power;
+        }
+    for (int half = 32; half; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
 }
 
 // Of scores [width], as in Thought; none where one of the likeliest is no number, or there are too few or too many tokens.
@@ -36,8 +35,7 @@ inline void likeliest(const float* scores, std::int64_t width, std::uint32_t* fo
     constexpr float kFar = 16;  // below the best, what all tokens together hardly add up to
     constexpr int K = Thought::kMost;
     std::fill(found, found + K, Thought::kNone);
-    const float top = width < K || width > (1 << 24) ? INFINITY : largest(scores, width);
-    if (!std::isfinite(top)) return;
+    if (width < K || width > (1 << 24)) return;
     float best[K];
     std::int64_t tokens[K];
     std::fill(best, best + K, -INFINITY);
@@ -50,19 +48,27 @@ inline void likeliest(const float* scores, std::int64_t width, std::uint32_t* fo
         best[at] = score;
         tokens[at] = token;
     };
-    double sum = 0;
+    float top = -INFINITY;
+    double sum = 0;  // of e^(score − top)
+    const auto rise = [&](float score) {
+        if (score <= top) return;
+        sum *= std::exp(static_cast<double>(top) - score);
+        top = score;
+    };
     const std::int64_t blocks = width / kBlock * kBlock;
     for (std::int64_t first = 0; first < blocks; first += kBlock) {
         const float most = largest(scores + first, kBlock);
+        rise(most);
         if (most > top - kFar) sum += mass(scores + first, top);
         if (most > best[K - 1])
             for (int i = 0; i < kBlock; ++i) enter(first + i);
     }
     for (std::int64_t i = blocks; i < width; ++i) {
-        sum += std::exp(static_cast<double>(scores[i]) - top);
+        rise(scores[i]);
+        if (scores[i] > top - kFar) sum += std::exp(static_cast<double>(scores[i]) - top);
         enter(i);
     }
-    if (!std::isfinite(best[K - 1])) return;
+    if (!std::isfinite(top + sum + best[K - 1])) return;
     const double whole = std::log(sum);
     for (int i = 0; i < K; ++i) {
         const double level = std::round((whole + top - best[i]) / Thought::kStep);

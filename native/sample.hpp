@@ -57,9 +57,9 @@ REGEAR_WIDE inline float largest(const float* values, std::int64_t count) {
     for (; i + kLanes <= count; i += kLanes)
         for (int k = 0; k < kLanes; ++k) held[k] = values[i + k] > held[k] ? values[i + k] : held[k];
     for (; i < count; ++i) held[0] = values[i] > held[0] ? values[i] : held[0];
-    float found = held[0];
-    for (float x : held) found = x > found ? x : found;
-    return found;
+    for (int half = kLanes / 2; half; half /= 2)  // as a tree: in a row each would wait for the one before
+        for (int k = 0; k < half; ++k) held[k] = held[k + half] > held[k] ? held[k + half] : held[k];
+    return held[0];
 }
 
 // The token, or −1 where a score is no number that noise can be added to.

@@ -47,6 +47,19 @@ def test_scores_that_are_no_numbers_say_nothing(native, monkeypatch):
     assert (module.likeliest(torch.randn(2, 2)) == UNKNOWN).all()
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("width", [10, 700, 5000])
+def test_scores_that_rise_to_the_end_and_begin_masked(width, native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(module, "likeliest_native", None)
+    logits = torch.linspace(-20, 20, width).repeat(2, 1)
+    logits[1, : width // 2] = -torch.inf
+    tokens, probabilities = tokens_and_probabilities(module.likeliest(logits))
+    wanted = logits.double().softmax(1).topk(LIKELY)
+    np.testing.assert_array_equal(tokens, wanted.indices)
+    np.testing.assert_allclose(probabilities, wanted.values.numpy(), rtol=0.04)
+
+
 def test_sketches_differ_as_much_as_the_angle():
     generator = torch.Generator().manual_seed(0)
     one, other = torch.randn(2, 200, 96, generator=generator)

@@ -28,6 +28,12 @@ def test_what_does_not_pay_rests_ever_longer_and_is_tried_again():
     assert len(asked) < 0.02 * len(kinds)
 
 
+def test_a_crowd_is_judged_by_fewer_steps():
+    first = [rests(-0.1, texts=texts).index("rest") for texts in (4, 32, 128)]
+    assert first[0] > first[1] > first[2]
+    assert first[2] < 8
+
+
 def test_noise_around_a_gain_is_no_loss():
     guard = Guard()
     for i in range(200):

@@ -97,6 +97,28 @@ def test_where_a_token_costs_a_step_nothing_is_lost(mode):
     assert np.mean(guessed > 0) < 0.05
 
 
+def test_a_crowd_whose_tokens_all_cost_loses_next_to_nothing():
+    found, _, _ = decode(0.6, line(0.0, 0.003), texts=128, steps=300)
+    assert found < 1.01
+
+
+def test_a_step_is_not_much_larger_than_any_that_was_timed():
+    clock = Clock()
+    budget = Budget(Guesses(clock, 0.9), "throughput", clock)
+    for _ in range(3):  # a pass of one token reads the weights: by that alone more of them seem free
+        budget.propose([text(0)], np.array([8]))
+        clock.now += 1.0
+        budget.observe([])
+    sizes = []
+    for count in (16, 100, 100):
+        sizes.append(count + sum(map(len, budget.propose([text(i) for i in range(count)], np.full(count, 8)))))
+        clock.now += 1.0
+        budget.observe([])
+    assert sizes[0] == 16 + 8
+    assert sizes[1] == 100 + 8
+    assert 100 < sizes[2] <= 1.25 * sizes[1]
+
+
 @pytest.mark.parametrize(("chance", "said"), [(0.02, 0.8), (0.3, 0.9)])
 def test_a_drafter_that_promises_too_much_is_not_believed_for_long(chance, said):
     found, guessed, _ = decode(chance, line(1.0, 0.15), steps=1000, said=said)

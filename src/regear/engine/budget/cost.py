@@ -48,6 +48,7 @@ class StepCost:
     def __init__(self) -> None:
         self.points: dict[int, _Point] = {}
         self.count = self.fitted = 0
+        self.widest = 0  # tokens of the largest step
         self.values: Array = np.zeros(2)
 
     @property
@@ -59,6 +60,7 @@ class StepCost:
         """A step of so many tokens took so long."""
         point = self.points.setdefault(round(FINE * log2(tokens)), _Point())
         self.count += 1
+        self.widest = max(self.widest, tokens)
         point.add(tokens, seconds)
         point.last = self.count
 

@@ -14,6 +14,7 @@ FIRST = 2  # steps without guesses before the first with
 PAUSE, LONGEST = 32, 512  # steps of the first pause, and of the longest
 DOUBT = 1.0  # standard errors that a loss must be above
 WINDOW, TRIAL = 16, 4  # steps that are judged together, and those of a trial
+EVIDENCE = 256  # texts of all steps that are judged together; with a crowd a few steps say as much
 
 Kind = Literal["guess", "try", "time", "rest"]
 
@@ -24,7 +25,7 @@ class Guard:
     def __init__(self) -> None:
         self.saved: deque[float] = deque(maxlen=WINDOW)
         self.pause, self.trial = PAUSE, False
-        self.rest = self.since = self.timed = 0
+        self.rest = self.since = self.timed = self.texts = 0
         self.crowd = 0.0
 
     def next(self, texts: int) -> Kind:
@@ -32,6 +33,7 @@ class Guard:
 
         A rest ends where twice as many texts, or half as many, are in flight as at its begin.
         """
+        self.texts = texts
         if not self.rest:
             self.crowd = log2(texts)
         elif abs(log2(texts) - self.crowd) >= 1:
@@ -49,7 +51,7 @@ class Guard:
     def judge(self, saved: float) -> None:
         """What a step saved in which the drafter was asked, in steps without guesses; negative where it cost."""
         self.saved.append(saved)
-        if len(self.saved) < (TRIAL if self.trial else WINDOW):
+        if len(self.saved) < (TRIAL if self.trial else min(WINDOW, max(TRIAL, EVIDENCE // self.texts))):
             return
         if mean(self.saved) + DOUBT * stdev(self.saved) / len(self.saved) ** 0.5 > 0:
             self.trial = False

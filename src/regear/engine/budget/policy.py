@@ -32,6 +32,7 @@ SLACK = 0.5  # of the chance that pays: what a drafter is asked for, so that it 
 LEAST, CERTAIN = 0.02, 0.98  # bounds of that; a text whose guesses would have to be surer is not asked for
 EXTRA = 0.1  # of a step's time: what guesses may add to a step of a trial
 MEMORY, PRIOR = 0.98, 4.0  # weight of the past in how far chances came true; tokens that count as having done so
+STRETCH, FEW = 1.25, 8  # times the largest step so far: what a step may have at most; and guesses it always may
 HELD_UP = 1.5  # times what a step should take; one that takes longer was held up by something else
 WIDEST = 32  # guesses a text whose fate is averaged for the time of a round
 
@@ -128,6 +129,8 @@ class Budget:
             times = self.cost.seconds(count + np.arange(1, len(offer.order) + 1))
             affordable = int((times <= (1 + EXTRA) * self.cost.seconds(count)).sum())
             taken = max(taken, min(len(offer.order), max(1, affordable)))
+        unknown = int(STRETCH * self.cost.widest) - count  # the time of more is a guess, and a crowd's would cost much
+        taken = min(taken, max(FEW, unknown))
         return offer.counts(taken)
 
     def _faith(self) -> float:
