@@ -23,7 +23,10 @@ FORMS = {
     "dec-1-2": (["convert.kv_ratio=1/2", "convert.rope=decoupled"], ["train.tokens=204800", "train.batch=8"]),
     "exact-1-4": (["convert.kv_ratio=1/4"], ["train.tokens=102400", "train.lr=1.5e-3", "train.batch=8"]),
     "exact-1-2": (["convert.kv_ratio=1/2"], ["train.tokens=81920", "train.batch=8"]),
-    "strict-1-2": (["convert.kv_ratio=1/2", "convert.format=deepseek_v3"], ["train.tokens=204800", "train.batch=8"]),
+    "strict-1-2": (
+        ["convert.kv_ratio=1/2", "convert.format=deepseek_v3"],
+        ["train.tokens=737280", "train.batch=8", "train.precision=bfloat16"],
+    ),
 }
 MEASURED = ["evaluation.tokens=16384", "elsewhere.tokens=8192", "held_out_windows=6", "held_out_every=30"]
 KINDS = ("bf16", "int8", "int4")
