@@ -1,5 +1,6 @@
 """Processes that start with torch already imported: alone, or joined as torchrun joins them."""
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -27,6 +28,7 @@ def _child(environment, said, work, args):
     os.environ.update(environment)
     with open(said, "w") as file:
         os.dup2(file.fileno(), 2)
+    faulthandler.enable(2)
     sys.exit(work(*args))
 
 
