@@ -52,7 +52,7 @@ def heal(out, models, words, text, kill=None):
 def whole(patient, tmp_path_factory):
     place = tmp_path_factory.mktemp("whole")
     codes, said = start(place, heal, place / "out", *arguments(patient))
-    assert codes == [0], said
+    assert codes == [0], "\n".join(said)
     return place / "out"
 
 
@@ -68,10 +68,10 @@ KILLS = {
 @pytest.mark.parametrize("point", KILLS)
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, patient, whole, point):
     codes, said = start(tmp_path, heal, tmp_path / "out", *arguments(patient), KILLS[point])
-    assert codes == [-signal.SIGKILL], said
+    assert codes == [-signal.SIGKILL], "\n".join(said)
     assert not (tmp_path / "out").exists()
     codes, said = start(tmp_path, heal, tmp_path / "out", *arguments(patient))
-    assert codes == [0], said
+    assert codes == [0], "\n".join(said)
     assert digests(tmp_path / "out") == digests(whole)
 
 
@@ -144,7 +144,7 @@ def test_killed_on_two_processes_it_goes_on_alone(tmp_path, patient, whole):
     codes, _ = start(tmp_path, heal, tmp_path / "out", *arguments(patient), kill, size=2)
     assert codes == [-signal.SIGKILL] * 2
     codes, said = start(tmp_path, heal, tmp_path / "out", *arguments(patient))
-    assert codes == [0], said
+    assert codes == [0], "\n".join(said)
     assert len(losses(tmp_path / "out")) == len(losses(whole))
     assert losses(tmp_path / "out") == pytest.approx(losses(whole), rel=1e-3)
 

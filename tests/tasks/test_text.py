@@ -13,6 +13,7 @@ from regear.tasks.text import (
     WINDOW_BYTES,
     Document,
     Window,
+    builtin_documents,
     cut,
     digest_of,
     read_documents,
@@ -21,6 +22,7 @@ from regear.tasks.text import (
     tokenise,
     windows_of,
 )
+from regear.train.overlap import shared_windows
 from tests.tiny import byte_tokenizer
 
 
@@ -81,7 +83,7 @@ def test_builtin_splits_are_disjoint_and_large_enough():
     splits = ("calibration", "selection", "evaluation", "training", "unseen")
     windows = {split: windows_of(read_documents(["builtin"], split)) for split in splits}
     assert len(windows["evaluation"]) >= 64
-    assert len(windows["training"]) * WINDOW_BYTES > 1_900_000
+    assert len(windows["training"]) * WINDOW_BYTES > 3_800_000
     assert 60_000 < len(windows["unseen"]) * WINDOW_BYTES < 100_000
     for kind in ("essay", "manual", "code"):
         assert all(any(w.kind == kind for w in found) for use, found in windows.items() if use != "unseen")
@@ -97,11 +99,22 @@ def test_builtin_splits_are_disjoint_and_large_enough():
 
 def test_no_built_in_document_serves_training_and_judging():
     table = yaml.safe_load(importlib.resources.files("regear.tasks").joinpath("texts.yaml").read_text())
-    documents = {
-        split: {(e["source"], e["path"]) for e in entries if "path" in e} for split, entries in table["splits"].items()
-    }
+    documents = {split: [d for entry in entries for d in named(entry)] for split, entries in table["splits"].items()}
     for judge in ("selection", "evaluation", "unseen"):
-        assert not documents["training"] & documents[judge]
+        assert not set(documents["training"]) & set(documents[judge])
+    assert len(documents["training"]) == len(set(documents["training"]))
+
+
+def named(entry):
+    """The documents of an entry, by source and path."""
+    paths = entry.get("paths", [entry["path"]] if "path" in entry else [])
+    return [(entry["source"], f"{entry.get('folder', '')}/{path}".lstrip("/")) for path in paths]
+
+
+def test_no_built_in_text_that_judges_repeats_a_passage_of_training():
+    training = [document.text for document in builtin_documents("training")]
+    for judge in ("selection", "evaluation", "unseen"):
+        assert shared_windows(training, windows_of(builtin_documents(judge))) == 0
 
 
 def test_calibration_reads_some_windows_as_chat_and_all_with_what_the_tokenizer_adds():

