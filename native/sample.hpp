@@ -49,14 +49,25 @@ REGEAR_WIDE inline bool contenders(const float* scores, std::int32_t first, std:
     return any;
 }
 
+// The largest value; not a number where any is none.
 REGEAR_WIDE inline float largest(const float* values, std::int64_t count) {
     constexpr int kLanes = 64;
     float held[kLanes];
+    std::int32_t odd[kLanes] = {};
     for (float& x : held) x = values[0];
     std::int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes)
-        for (int k = 0; k < kLanes; ++k) held[k] = values[i + k] > held[k] ? values[i + k] : held[k];
-    for (; i < count; ++i) held[0] = values[i] > held[0] ? values[i] : held[0];
+        for (int k = 0; k < kLanes; ++k) {
+            held[k] = values[i + k] > held[k] ? values[i + k] : held[k];
+            odd[k] |= values[i + k] != values[i + k];
+        }
+    for (; i < count; ++i) {
+        held[0] = values[i] > held[0] ? values[i] : held[0];
+        odd[0] |= values[i] != values[i];
+    }
+    std::int32_t any = 0;
+    for (const std::int32_t found : odd) any |= found;
+    if (any) return NAN;
     for (int half = kLanes / 2; half; half /= 2)  // as a tree: in a row each would wait for the one before
         for (int k = 0; k < half; ++k) held[k] = held[k + half] > held[k] ? held[k + half] : held[k];
     return held[0];

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -223,6 +224,34 @@ def test_ranks_stop_where_they_are_told():
         follower(short, until=2)
 
 
+@pytest.mark.parametrize(("pushed", "asked"), [(np.str_("q"), "q"), (np.int64(7), 7), (7, np.int32(7))])
+def test_a_group_is_the_same_of_whatever_type_its_name_is(pushed, asked, tmp_path):
+    with closing(Past(path=tmp_path / "past")) as past:
+        past.push(pushed, [8, 9, 10], 0, [5])
+    past = Past(path=tmp_path / "past")
+    drafter = SuffixDrafter(shared=False)
+    Follower(drafter, past).catch_up()
+    request = Request([5], group=asked)
+    found = drafter.propose([Text(0, np.array([5, 8], np.int32), 1, request)], np.array([2]))
+    assert found[0].tolist() == [9, 10]
+
+
+def test_what_the_index_does_not_take_costs_no_number(monkeypatch):
+    past = fill(Past(cap_bytes=10_000), 3)
+    numbers = [delta.number for delta in past.since(past.first)]
+
+    def fails(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SuffixDrafter, "learn", fails)
+        with pytest.raises(MemoryError):
+            past.push("a", [1] * 2300, 5)
+    assert [delta.number for delta in past.since(past.first)] == numbers
+    past.push("a", [1] * 2300, 5)
+    assert past.number == numbers[-1] + 1
+
+
 def test_another_past_is_noticed():
     one = follower(fill(Past()))
     one.past = fill(Past(), 5)
@@ -271,6 +300,9 @@ def test_a_late_text_counts_with_the_newest_and_a_stale_one_is_refused():
     [
         (("a", 1), [1], []),
         ("a" * 10**6, [1], []),
+        ("\ud800", [1], []),
+        (1 << 63, [1], []),
+        (np.bool_(True), [1], []),
         ("a", [-1], []),
         ("a", [2**31], []),
         ("a", [[1]], []),

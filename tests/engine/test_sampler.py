@@ -138,6 +138,15 @@ def test_greedy_takes_the_first_of_equals():
     assert sampler.choose(logits, mixed)[0] == 1
 
 
+@pytest.mark.parametrize("place", [0, 5, 255, 256, 599])
+def test_a_score_that_is_no_number_is_drawn_wherever_it_stands(place):
+    """As by argmax, so that a broken model shows, and in the same way whatever its rows are drawn with."""
+    logits = torch.randn(1, 600, generator=torch.Generator().manual_seed(0))
+    logits[0, place] = torch.nan
+    for rules in ({}, {"temperature": 0.0}, {"top_p": 0.9}):
+        assert sampler.choose(logits, places(ask(**rules))).tolist() == [place]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-20, 1e-9])
 def test_the_coldest_temperatures_are_greedy(temperature, dtype):

@@ -10,7 +10,8 @@ from regear.engine.drafters.base import LIKELY, NOTHING, THOUGHT, UNKNOWN, wants
 from regear.engine.drafters.combine import Cascade
 from regear.engine.drafters.ngram import NgramDrafter
 from regear.engine.drafters.suffix import SuffixDrafter
-from regear.engine.local import LocalEngine
+from regear.engine.local import Limits, LocalEngine
+from regear.engine.runner import AttentionRunner
 from regear.engine.types import Request
 from regear.models.load import load_model
 
@@ -45,6 +46,10 @@ def test_scores_that_are_no_numbers_say_nothing(native, monkeypatch):
     assert (found[[1, 2]] == UNKNOWN).all()
     assert (found[[0, 3]] != UNKNOWN).all()
     assert (module.likeliest(torch.randn(2, 2)) == UNKNOWN).all()
+    for place in (0, 5, 255, 256, 299):  # in a block and behind the last
+        logits = torch.randn(1, 300)
+        logits[0, place] = torch.nan
+        assert (module.likeliest(logits) == UNKNOWN).all()
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -107,15 +112,27 @@ def test_engines_tell_of_every_token_what_the_model_thought_before_it(good, temp
     assert [one.token_ids for one in LocalEngine(model, drafter=drafter, draft=3).generate(asked)] == written
     for number, request in enumerate(asked):
         told, came = (np.concatenate(part[number]) for part in (drafter.told, drafter.came))
-        assert came.tolist() == written[number][1:]  # the first is drawn as the prompt is read
+        assert came.tolist() == written[number]
         ids = torch.tensor([whole[number]])
         with torch.no_grad():
-            states = model.model(input_ids=ids).last_hidden_state[0, len(request.prompt) : -1]
+            states = model.model(input_ids=ids).last_hidden_state[0, len(request.prompt) - 1 : -1]
             wanted = module.thoughts(model.lm_head(states), states)
         np.testing.assert_array_equal(told[:, :LIKELY] >> 8, wanted[:, :LIKELY] >> 8)
         assert (np.abs((told[:, :LIKELY] & 255).astype(int) - (wanted[:, :LIKELY] & 255).astype(int)) <= 1).all()
         differ = np.unpackbits((told[:, LIKELY:] ^ wanted[:, LIKELY:]).view(np.uint8), axis=1).sum(1)
         assert (differ <= 2).all()  # products near zero
+
+
+def test_what_is_told_of_a_text_that_was_put_back_has_no_gaps(tiny):
+    model = load_model(tiny("llama"))
+    asked = [Request(list(range(1, 4 + i)), 130, 0.0, seed=i) for i in range(3)]
+    written = [one.token_ids for one in LocalEngine(model).generate(asked)]
+    drafter = Listener([[]] * 3, 0)
+    limits = Limits(cache_bytes=320 * AttentionRunner(model).bytes_per_token)
+    engine = LocalEngine(model, drafter=drafter, limits=limits)
+    assert [one.token_ids for one in engine.generate(asked)] == written
+    assert engine.scheduler.preempted
+    assert [np.concatenate(drafter.came[i]).tolist() for i in range(3)] == written
 
 
 def test_only_those_hear_of_it_who_want_to():

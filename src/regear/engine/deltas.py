@@ -105,10 +105,20 @@ def checked_group(group: Hashable) -> str | int | None:
     Raises:
         RecipeError: it is something else, or too long.
     """
-    if group is not None and not isinstance(group, str | int):
+    if isinstance(group, Integral) and not isinstance(group, bool):
+        if not -(1 << 63) <= group < 1 << 63:
+            raise RecipeError("group: found a whole number beyond 64 bits; wanted one within, or text")
+        return int(group)
+    if group is not None and not isinstance(group, str | bool):
         raise RecipeError(f"group: found a {type(group).__name__}; wanted text, a whole number or None")
-    if len(str(group)) > LONGEST:
-        raise RecipeError(f"group: found {len(str(group))} characters; wanted at most {LONGEST}")
+    if isinstance(group, str):
+        if len(group) > LONGEST:
+            raise RecipeError(f"group: found {len(group)} characters; wanted at most {LONGEST}")
+        try:
+            group.encode()
+        except UnicodeEncodeError:
+            raise RecipeError(f"group: found {group[:60]!a}; wanted text that UTF-8 can hold") from None
+        return str.__str__(group)  # of whatever kind of text: written down and read again it is plain
     return group
 
 

@@ -202,7 +202,11 @@ class LocalEngine:
             read = np.arange(first, first + rows)
             drawn = self._draw(logits, read, table.length[read])
             self.scheduler.ready += rows
-            self._emit(read, drawn[:, None], np.zeros(rows, np.int64))
+            none = np.zeros(rows, np.int64)
+            if self.tells:  # of this token too: what is told of a text has no gaps
+                self._emit(read, drawn[:, None], none, none, thoughts(logits, self.runner.states)[:, None])
+            else:
+                self._emit(read, drawn[:, None], none)
 
     def _decode(self) -> None:
         """One pass over every text in flight and its guesses."""

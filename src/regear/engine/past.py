@@ -165,10 +165,11 @@ class Past:
             else self.cap_bytes
         )
         while self.log_bytes > left:
-            delta = self.log.popleft()
-            self.log_bytes -= delta.cost
-            delta.apply(self.base)
+            delta = self.log[0]
+            delta.apply(self.base)  # first: where it fails, numbers stay what they are
             _see(self.folded, delta.version)
+            self.log.popleft()
+            self.log_bytes -= delta.cost
             self.first += 1
 
     def _compact(self, journal: Journal) -> None:

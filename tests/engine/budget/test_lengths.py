@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from regear.engine.budget.lengths import Lengths
+from regear.engine.budget.lengths import GROUPS, LAWS, OWN, Lengths
 
 
 def naive_remaining(texts, written, cap):
@@ -72,6 +72,22 @@ def test_a_text_past_all_others_of_its_group_leans_on_all_groups():
         lengths.add("short", 10)
         lengths.add("long", 100)
     assert lengths.remaining("short", 50, 200) == pytest.approx(50, rel=0.15)
+
+
+def test_many_groups_and_caps_stay_bounded():
+    lengths = Lengths()
+    for i in range(GROUPS + 50):
+        lengths.add(i, 10)
+        lengths.remaining(i, 3, 100 + i)
+    assert len(lengths.groups) == GROUPS
+    assert 0 not in lengths.groups
+    assert len(lengths.laws) <= LAWS
+    for _ in range(2 * OWN):
+        lengths.add("one", 5)
+    assert len(lengths.groups["one"].all()) == OWN
+    forgotten = lengths.remaining(0, 3, 100)
+    lengths.add(0, 90)
+    assert lengths.remaining(0, 3, 100) > forgotten
 
 
 def test_old_epochs_are_forgotten():

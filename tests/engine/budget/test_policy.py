@@ -126,6 +126,25 @@ def test_a_drafter_that_promises_too_much_is_not_believed_for_long(chance, said)
     assert np.mean(guessed) < 1.5
 
 
+@pytest.mark.parametrize("mode", ["throughput", "makespan"])
+def test_a_crowd_whose_first_guesses_fell_is_tried_again(mode):
+    """After one bad step the guesses seem too unlikely to ask for, so that nothing could ever change that."""
+    clock, random = Clock(), np.random.default_rng(0)
+    guesses = Guesses(clock, chance=0.97, said=0.9)
+    budget = Budget(guesses, mode, clock)
+    batch, emitted, began = [text(i) for i in range(128)], 0, 0.0
+    for step in range(700):
+        found = budget.propose(batch, np.full(128, 4))
+        clock.now += 0.02 + 0.0005 * (128 + sum(map(len, found)))
+        kept = [fate(random, 0.1 if guesses.calls < 2 else 0.97, len(guess)) for guess in found]
+        budget.observe([Outcome(one.number, len(g), k, g[:1]) for one, g, k in zip(batch, found, kept, strict=True)])
+        emitted += 128 + sum(kept)
+        if step == 350:
+            emitted, began = 0, clock.now
+    assert guesses.calls > 100
+    assert emitted / (clock.now - began) > 1.1 * 128 / (0.02 + 0.0005 * 128)
+
+
 def test_a_dear_drafter_is_not_asked():
     found, _, budget = decode(0.6, line(1.0, 0.05), steps=1000, price=1.5)
     assert found < 1.1

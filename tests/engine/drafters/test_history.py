@@ -1,6 +1,8 @@
 """Past texts come from JSONL and saved indexes; what cannot be read or written ends in one line and exit code 2."""
 
 import json
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +92,8 @@ WRONG = [
     '{"messages": ["hi", "ho"]}',
     '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant"}]}',
     '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": [1]}]}',
+    '{"messages": [{"role": "user", "content": "hi"}]}',
+    '{"token_ids": [1], "group": "\\ud800"}',
     '{"messages": [{"role": "bad", "content": "hi"}, {"role": "assistant", "content": "ho"}]}',
     "[" * 100_000,
 ]
@@ -120,6 +124,18 @@ def test_what_lies_behind_other_drafters_is_kept(tmp_path, target):
         keep(drafter, tmp_path / words)
         assert SuffixDrafter.load(tmp_path / words).index.tokens == 0
     assert suffix_of(open_drafter("ngram", target)) is None
+
+
+def test_an_index_of_another_vocabulary_is_refused(tmp_path, target):
+    path = tmp_path / "index"
+    keep(open_suffix("", target), path)
+    assert open_suffix("", replace(target, history=(path,)))
+    other = copy(target.tokenizer)
+    other.get_vocab = lambda: {"other": 0}
+    with pytest.raises(DataError, match="another vocabulary"):
+        open_suffix("", replace(target, tokenizer=other, history=(path,)))
+    SuffixDrafter().save(path)  # of ids alone
+    assert open_suffix("", replace(target, tokenizer=other, history=(path,)))
 
 
 def call(capsys, *words):

@@ -32,8 +32,11 @@ class Guesses:
         pass
 
 
-def seconds_a_token(rate, steps=1500, texts=4, step=lambda width: 1.0 + 0.1 * width, noise=0.02, seed=0, **guesses):
-    """Simulated decoding: relative to no drafter, and the widths of the steps. `rate(step)` is the acceptance."""
+def seconds_a_token(
+    rate, steps=1500, texts=4, step=lambda width: 1.0 + 0.1 * width, noise=0.02, seed=0, slow=(), **guesses
+):
+    """Simulated decoding: relative to no drafter, and the widths of the steps. `rate(step)` is the acceptance; the steps
+    in `slow` take four times as long."""
     clock, random = Clock(), np.random.default_rng(seed)
     payoff = Payoff(Guesses(clock, random, **guesses), clock)
     batch = [Text(i, np.zeros(1, np.int32), 1, Request([1])) for i in range(texts)]
@@ -41,7 +44,7 @@ def seconds_a_token(rate, steps=1500, texts=4, step=lambda width: 1.0 + 0.1 * wi
     for number in range(steps):
         found = payoff.propose(batch, np.full(texts, 4))
         widths.append(max(map(len, found)))
-        clock.now += step(widths[-1]) * random.lognormal(0, noise)
+        clock.now += step(widths[-1]) * random.lognormal(0, noise) * (4 if number in slow else 1)
         outcomes = []
         for text, guess in zip(batch, found, strict=True):
             fallen = random.random(len(guess)) >= rate(number)
@@ -84,6 +87,12 @@ def test_it_starts_again_where_guesses_become_good():
     _, widths = seconds_a_token(lambda step: 0.0 if step < 500 else 0.9)
     assert np.mean(np.array(widths[100:500]) > 0) < 0.1
     assert np.mean(np.array(widths[-600:]) == 4) > 0.9
+
+
+@pytest.mark.parametrize("begin", [2, 10, 30])
+def test_a_neighbour_who_takes_the_processor_once_is_forgotten(begin):
+    _, widths = seconds_a_token(lambda _: 0.95, step=lambda width: 1.0, slow=range(begin, begin + 10))
+    assert np.mean(np.array(widths[500:]) == 4) > 0.9
 
 
 def test_it_forgets_texts():

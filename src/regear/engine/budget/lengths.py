@@ -20,7 +20,8 @@ Array = npt.NDArray[np.float64]
 EPOCHS = 4
 WEIGHT = 2.0  # texts of its own group that those of all groups count for
 BINS = 512  # a cap is cut into so many parts at most, in which the chance is even
-KEPT = 4096  # texts of a group, and of all groups, that are remembered
+KEPT, OWN = 4096, 256  # texts of an epoch that are remembered, of all groups and of each
+GROUPS, LAWS = 4096, 1024  # groups that are remembered, and what was made of them
 
 Ended = tuple[int, bool]  # a length in tokens, and whether the text ended there by itself
 
@@ -30,18 +31,19 @@ class _Epochs:
     """The lengths of the last epochs, the newest last."""
 
     window: int
+    kept: int
     epochs: deque[deque[Ended]] = field(init=False)
     version: int = 0
 
     def __post_init__(self) -> None:
-        self.epochs = deque([deque(maxlen=KEPT)], maxlen=self.window)
+        self.epochs = deque([deque(maxlen=self.kept)], maxlen=self.window)
 
     def add(self, length: int, ended: bool) -> None:
         self.epochs[-1].append((length, ended))
         self.version += 1
 
     def advance(self) -> None:
-        self.epochs.append(deque(maxlen=KEPT))
+        self.epochs.append(deque(maxlen=self.kept))
         self.version += 1
 
     def all(self) -> list[Ended]:
@@ -68,15 +70,21 @@ class Lengths:
 
     def __init__(self, epochs: int = EPOCHS, weight: float = WEIGHT) -> None:
         self.window, self.weight = epochs, weight
-        self.groups: dict[Hashable, _Epochs] = {}
-        self.everyone = _Epochs(epochs)
+        self.groups: dict[Hashable, _Epochs] = {}  # the one that a text ended of last at the end
+        self.everyone = _Epochs(epochs, KEPT)
         self.laws: dict[tuple[Hashable, int], _Law] = {}
 
     def add(self, group: Hashable, length: int, ended: bool = True) -> None:
         """A text that took `length` tokens; not `ended` where it was cut, so that it would have been longer."""
         self.everyone.add(length, ended)
         if group is not None:
-            self.groups.setdefault(group, _Epochs(self.window)).add(length, ended)
+            held = self.groups.pop(group, None) or _Epochs(self.window, OWN)
+            held.add(length, ended)
+            self.groups[group] = held
+            if len(self.groups) > GROUPS:
+                oldest = next(iter(self.groups))
+                del self.groups[oldest]
+                self.laws = {key: law for key, law in self.laws.items() if key[0] != oldest}
 
     def advance(self) -> None:
         """An epoch ends; the oldest one is forgotten."""
@@ -110,7 +118,10 @@ class Lengths:
         key = (group if held else None, cap)
         found = self.laws.get(key)
         if found is None or found.version != version:
-            found = self.laws[key] = self._fitted(held, cap, version)
+            found = self._fitted(held, cap, version)
+            if len(self.laws) >= LAWS:
+                self.laws.clear()
+            self.laws[key] = found
         return found
 
     def _fitted(self, held: _Epochs | None, cap: int, version: tuple[int, int]) -> _Law:

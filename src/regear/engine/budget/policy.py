@@ -161,6 +161,8 @@ class Budget:
             self.guard.judge((float(stood @ step.worth) - (took - usual) - step.drafting) / usual)
             self.stood = MEMORY * self.stood + float(stood.sum())
             self.hoped = MEMORY * self.hoped + step.hoped
+        elif step.kind in ("guess", "try"):
+            self.guard.judge(0.0)  # it is believed too little to be asked: only the trial after a rest can change that
         self.steps += 1
         if self.record is not None:
             self.record(step.row(self.steps, seconds))

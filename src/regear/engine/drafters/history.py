@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from regear.core.errors import DataError, RecipeError
+from regear.core.files import digest
 from regear.engine.drafters.base import Drafter, Target, Tokens
 from regear.engine.drafters.suffix import MAGIC, SuffixDrafter
 
@@ -19,7 +20,7 @@ def open_suffix(argument: str, target: Target) -> SuffixDrafter:
 
     Raises:
         RecipeError: something stands after it, or there are several indexes.
-        DataError: a file is missing, damaged, or holds something else.
+        DataError: a file is missing, damaged, holds something else, or ids of another vocabulary.
     """
     if argument:
         raise RecipeError(f"--draft suffix:{argument}: found {argument!r} after the colon; wanted suffix alone")
@@ -27,6 +28,11 @@ def open_suffix(argument: str, target: Target) -> SuffixDrafter:
     if len(saved) > 1:
         raise RecipeError(f"found {len(saved)} saved indexes, {', '.join(map(str, saved))}; give one, and JSONL beside")
     drafter = SuffixDrafter.load(saved[0]) if saved else SuffixDrafter()
+    if target.tokenizer is not None:
+        vocabulary = digest(target.tokenizer.get_vocab())
+        if drafter.vocabulary not in (None, vocabulary):
+            raise DataError(f"{saved[0]} holds token ids of another vocabulary; give what a model of this one wrote")
+        drafter.vocabulary = vocabulary
     for path in target.history:
         if path not in saved:
             for prompt, tokens, group in read_texts(path, target):
@@ -81,7 +87,9 @@ def read_texts(path: Path, target: Target) -> Iterator[tuple[Tokens, Tokens, str
 def _text(line: str, target: Target, where: str) -> tuple[Tokens, Tokens, str | None]:
     try:
         row = json.loads(line)
-        group = row.get("group")
+        group = None if row.get("group") is None else str(row["group"])
+        if group is not None:
+            group.encode()  # a lone surrogate is no text
         if "token_ids" in row:
             both = _checked(row.get("prompt_ids", []), int), _checked(row["token_ids"], int)
         else:
@@ -93,7 +101,7 @@ def _text(line: str, target: Target, where: str) -> tuple[Tokens, Tokens, str | 
     for part in found:
         if len(part) and not 0 <= part.min() <= part.max() < size:
             raise DataError(f"{where}: found ids from {part.min()} to {part.max()}; wanted them below {size}")
-    return *found, None if group is None else str(group)
+    return *found, group
 
 
 def _encoded(row: dict[str, Any], target: Target) -> tuple[list[int], list[int]]:
@@ -102,7 +110,9 @@ def _encoded(row: dict[str, Any], target: Target) -> tuple[list[int], list[int]]
     if "messages" in row:
         *before, answer = row["messages"]
         prompt = _templated(tokenizer, before)
-        _, text = _checked([answer["role"], answer["content"]], str)
+        role, text = _checked([answer["role"], answer["content"]], str)
+        if role != "assistant":
+            raise ValueError("the last message is no answer")
     else:
         asked, text = _checked([row["prompt"], row["completion"]], str)
         prompt = tokenizer(asked)["input_ids"]

@@ -19,6 +19,7 @@ from regear.engine.drafters.base import NOTHING, Array, Drafter, Outcome, Text, 
 SAMPLES, ENOUGH = 9, 2  # step times of a kind that are remembered, for their median, and that are needed for one
 GUESSED = 0.1  # what a guess a text adds to a step's time, until it is measured
 FRESH = 64  # steps with guesses after which one without is timed again; steps without after which one is let through
+DOUBT = 64  # steps after which all widths are timed again; then twice as many, and so on
 TRIAL, NARROW = 2, 2  # steps of a trial, and guesses a text in them
 PAUSE, LONGEST = 32, 256  # steps of the first pause, and of the longest
 MEMORY, LONG_MEMORY = 0.95, 0.995  # weight of the past in the acceptance of one text and of all, at each new guess
@@ -56,6 +57,7 @@ class Payoff:
         self.all = Acceptance(LONG_MEMORY)
         self.since = self.cut = self.rest = self.trial = 0
         self.pause, self.trying = PAUSE, False
+        self.steps, self.doubt = 0, DOUBT
         self.step = (0, 0)
         self.began: float | None = None
 
@@ -115,11 +117,21 @@ class Payoff:
         return float(len(rates_N) + stand.sum())
 
     def _seconds(self, crowd: int, width: int) -> float:
-        """The median time of such steps; where too few were timed, from that of the next narrower ones."""
+        """The usual time of such steps; where too few were timed, from that of the next narrower ones."""
         known = width
         while known and len(self.times[crowd, known]) < ENOUGH:
             known -= 1
-        return median(self.times[crowd, known]) * (1 + GUESSED * (width - known))
+        found = self.times[crowd, known]
+        usual = median(found) if len(found) == SAMPLES else min(found)  # a step is held up, never hurried
+        return usual * (1 + GUESSED * (width - known))
+
+    def _look_again(self) -> None:
+        """Let every width be timed once more: what held its steps up may be over, and a width that looks dear is
+        never taken again."""
+        self.doubt *= 2
+        for found in self.times.values():
+            while len(found) >= ENOUGH:
+                found.popleft()
 
     def _cost_of_drafting(self) -> float:
         return median(self.drafting) if self.drafting else 0.0
@@ -132,6 +144,9 @@ class Payoff:
         if self.began is not None:
             self.times[self.step].append(self.clock() - self.began)
             self.began = None
+            self.steps += 1
+            if self.steps >= self.doubt:
+                self._look_again()
         for outcome in outcomes:
             if outcome.guessed:
                 for held in (self.all, self.texts.get(outcome.number)):

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class Routes:
     def group(self, named: Hashable, prompt: Tokens) -> bytes:
         """The key of a text's group."""
         if named is not None:
-            return f"{type(named).__name__}:{named}".encode()
+            return f"{_kind(named)}:{named}".encode(errors="surrogatepass")
         if not len(prompt):
             return b"prompt:"
         names = _beginnings(prompt)
@@ -43,6 +44,13 @@ class Routes:
     def state(self) -> list[list[str]]:
         """Plain values, to be saved."""
         return [[prompt, group] for prompt, group in self.groups.items()]
+
+
+def _kind(named: Hashable) -> str:
+    """What a group's name is, so that 7 and "7" are two groups, and numpy's 7 the same as Python's."""
+    if isinstance(named, str):
+        return "str"
+    return "int" if isinstance(named, Integral) and not isinstance(named, bool) else type(named).__name__
 
 
 def _beginnings(prompt: Tokens) -> list[str]:

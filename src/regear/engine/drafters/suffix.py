@@ -59,6 +59,7 @@ class SuffixDrafter:
     ) -> None:
         self.index = native().Index(shared=shared, cap_bytes=cap_bytes) if index is None else index
         self.routes = routes or Routes()
+        self.vocabulary: str | None = None  # digest of the vocabulary that the ids are of, where it is known
         self.read: dict[int, int] = {}  # tokens of each text that the index has
         self.told: dict[int, list[Array]] = {}  # what the model thought before tokens that it has not
 
@@ -160,7 +161,8 @@ class SuffixDrafter:
 
     def state(self) -> bytes:
         """Everything but the texts in flight."""
-        return MAGIC + json.dumps({"routes": self.routes.state()}).encode() + b"\n" + self.index.save()
+        head = {"routes": self.routes.state()} | ({"vocabulary": self.vocabulary} if self.vocabulary else {})
+        return MAGIC + json.dumps(head).encode() + b"\n" + self.index.save()
 
     @classmethod
     def of_state(cls, state: bytes) -> "SuffixDrafter":
@@ -173,9 +175,12 @@ class SuffixDrafter:
         if magic + b"\n" != MAGIC:
             raise ValueError("it begins otherwise")
         try:
-            return cls(native().Index.load(body), Routes(json.loads(head)["routes"]))
-        except (KeyError, TypeError, RecursionError) as error:
+            values = json.loads(head)
+            found = cls(native().Index.load(body), Routes(values["routes"]))
+            found.vocabulary = values.get("vocabulary")
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"its head is damaged: {error}") from None
+        return found
 
     def save(self, path: Path) -> None:
         """Everything but the texts in flight, in one file.
