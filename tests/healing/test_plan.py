@@ -95,6 +95,8 @@ def test_text_read_too_often_is_said(tiny, words):
     ("changes", "text", "error", "message"),
     [
         (["train.train=['*.nothing.*']"], None, RecipeError, "no parameter is named like"),
+        (["train.betas=[0.9,1.0]"], None, RecipeError, "less than 1"),
+        (["train.lr=.inf"], None, RecipeError, "finite"),
         ([], "absent.txt", DataError, "no training file"),
         (["train.objective={kind: align, layers: [3]}"], None, RecipeError, "wanted some of 0 to 2"),
         (["train.train='*'", "train.lora={rank: 2}"], None, RecipeError, r"add lm_head\.weight to train\.freeze"),
@@ -146,6 +148,22 @@ def test_an_epoch_is_every_row_once_however_much_of_it_is_padding(tiny, words, t
     found = plan(tiny, words, *changes, f"train.tokens={rows * 64}", text=[path])["stages"][0]
     assert found["epochs"] == pytest.approx(1, abs=0.05)
     assert found["text_tokens"] < rows * 45
+
+
+def test_rows_of_which_nothing_is_left_are_refused_and_others_not_counted(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    turns = [[{"role": "user", "content": "x" * asked}, {"role": "assistant", "content": "yes"}] for asked in (100, 5)]
+    long, short = (json.dumps({"messages": found}) + "\n" for found in turns)
+    path = tmp_path / "rows.jsonl"
+
+    def epoch(rows):
+        path.write_text(rows)
+        return epoch_of(Stream([path], tokenizer, sequence=64, batch=1))
+
+    with pytest.raises(DataError, match="none of the rows has a token to train on within 64 tokens"):
+        epoch(long * 20)
+    assert epoch(long * 20 + short) == epoch(short)
 
 
 def test_the_verb_and_the_dry_run_say_the_same(tiny, words, capsys):

@@ -126,6 +126,11 @@ def test_gradient_checkpointing_changes_memory_only(tmp_path):
         ({"train": "*norm*", "lora": {}}, "belong to no linear layer"),
         ({"objective": {"kind": "align", "layers": [5]}}, "wanted some of 0 to 1"),
         ({"objective": {"kind": "hidden", "layers": [-1]}}, "wanted some of 0 to 1"),
+        ({"objective": {"kind": "align"}, "train": "*.mlp.*"}, "depends on nothing that train names"),
+        ({"objective": {"kind": "align", "layers": [0]}, "train": "*.layers.1.*"}, "layers 0 to 0, depends on nothing"),
+        ({"objective": {"kind": "hidden", "layers": [0]}, "train": "*.layers.1.*"}, "depends on nothing"),
+        ({"objective": {"kind": "hidden"}, "train": "model.norm.weight"}, "depends on nothing"),
+        ({"freeze": ["*.self_atn.*"]}, "freeze: no parameter is named like .*did you mean 'self_attn'"),
     ],
 )
 def test_a_mistake_in_a_later_stage_is_found_before_the_first(tmp_path, changes, message):

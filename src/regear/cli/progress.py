@@ -27,7 +27,7 @@ class Bars:
             return
         if stage not in self.stages:
             self.stages[stage] = self.bars.add_task(stage, total=steps)
-        self.bars.update(self.stages[stage], completed=step)
+        self.bars.update(self.stages[stage], completed=step, total=steps)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self.bars is not None:

@@ -17,7 +17,7 @@ R = TypeVar("R", bound="Recipe")
 class Recipe(BaseModel):
     """Base of every recipe: unknown keys are refused, instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 def closest(word: str, known: Iterable[str]) -> str:

@@ -97,22 +97,32 @@ class Run:
         except OSError:
             self.lock.close()
             raise CheckpointError(f"another process is writing {self.out}; wait for it, or choose another") from None
+        shutil.rmtree(self.scratch, ignore_errors=True)  # of a process that was killed; another model's, perhaps
         state = self.directory / "run.json"
         if state.exists() and json.loads(state.read_text()).get("fingerprint") != self.fingerprint:
             shutil.rmtree(self.staging, ignore_errors=True)
             shutil.rmtree(self.work, ignore_errors=True)
         self.staging.mkdir(exist_ok=True)
-        self.begins = not self._durable()
+        self._trim_metrics()
         write_json(state, {"fingerprint": self.fingerprint, "command": sys.argv, **describe()})
         write_json(self.directory / "recipe.json", self.recipe)
         return self
 
     def log(self, event: str, **values: Any) -> None:
-        """Append one line to `metrics.jsonl`; a run that goes on from nothing starts it anew."""
+        """Append one line to `metrics.jsonl`.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
         row = {"event": event, "seconds": round(time.monotonic() - self.started, 3), **values}
-        with open(self.directory / "metrics.jsonl", "w" if self.begins else "a") as handle:
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.begins = False
+        try:
+            with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self.directory / 'metrics.jsonl'}: {error.strerror}; make room and give the "
+                "same command again: it goes on from its last durable step"
+            ) from None
 
     def publish(self) -> None:
         """Give the staged output its name in one rename; an older output makes way only now."""
@@ -125,6 +135,15 @@ class Run:
         os.replace(self.staging, self.out)
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self.work, ignore_errors=True)
+
+    def _trim_metrics(self) -> None:
+        """A run that goes on from nothing starts its metrics anew; else a line that was cut off at the end goes."""
+        path = self.directory / "metrics.jsonl"
+        if not self._durable():
+            path.unlink(missing_ok=True)
+        elif path.exists():
+            content = path.read_bytes()
+            os.truncate(path, content.rfind(b"\n") + 1)
 
     def _durable(self) -> bool:
         """Whether a restart would go on from something; names that begin with a point are half-written."""

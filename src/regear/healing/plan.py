@@ -15,7 +15,7 @@ from regear.train.pack import Example, PackedRow, Packer
 from regear.train.parallel import processes
 from regear.train.recipes import StageRecipe
 from regear.train.stages import check_names
-from regear.train.stream import Stream
+from regear.train.stream import NOTHING_TO_LEARN, Stream
 
 EPOCHS = 4  # up to here, text read again is worth nearly as much as new (arXiv 2305.16264)
 COUNTED_TOKENS = 200_000
@@ -171,10 +171,14 @@ def epoch_of(stream: Stream) -> tuple[int, int]:
                 made = list(stream.examples.of({**row, "text": row["text"][:read]} if whole else row, layout))
             except ValueError as error:
                 raise DataError(f"{source.where(position)}: {error}") from None
+            if not all(any(example.targets[1:]) for example in made):
+                continue  # as when it is trained on
             weight = whole / read if whole else 1
             counted += sum(len(example.ids) for example in made) * weight
             taken += _laid(packer, made) * weight
         tokens, places = tokens + counted, places + taken
+    if not tokens:
+        raise DataError(NOTHING_TO_LEARN.format(stream.sequence))
     return max(1, round(tokens)), max(1, round(places))
 
 

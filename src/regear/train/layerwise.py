@@ -78,12 +78,25 @@ def hidden(recipe: HiddenRecipe, student: Any, teacher: Any, batch: Batch) -> Lo
 
 
 def check(recipe: AlignRecipe | HiddenRecipe, student: Any, teacher: Any) -> None:
-    """Raise what the objective would raise of these models' layers."""
+    """Raise what the objective would raise of these models' layers, and where its loss reaches nothing that trains.
+
+    Raises:
+        IncompatibleModel, RecipeError: see there.
+    """
     layers = _layers(recipe.layers, student, teacher)
     if isinstance(recipe, AlignRecipe):
-        for model in (student, teacher):
-            for index in layers:
-                _part(model, index, recipe.part)
+        for index in layers:
+            _part(teacher, index, recipe.part)
+        reached = [_part(student, index, recipe.part) for index in layers]
+    else:
+        body = decoder(student)
+        reached = [body.embed_tokens, *body.layers[: layers[-1] + 1]]
+    if not any(parameter.requires_grad for module in reached for parameter in module.parameters()):
+        what = f"{recipe.part} of " if isinstance(recipe, AlignRecipe) else ""
+        raise RecipeError(
+            f"objective {recipe.kind}: its loss, on {what}layers {layers[0]} to {layers[-1]}, depends on nothing that "
+            "train names; name parameters of these layers, or give other layers"
+        )
 
 
 @contextmanager

@@ -121,7 +121,9 @@ class Stage:
     def _step(self, optimiser: torch.optim.Optimizer, step: int, steps: int) -> dict[str, float]:
         """One update; its loss, parts, gradient norm, rate, and predictions that counted."""
         recipe, world = self.recipe, self.world
-        torch.manual_seed((self.seed * 1_000_003 + self.number) * 1_000_003 + step * world.size + world.rank)
+        torch.manual_seed(
+            ((self.seed * 1_000_003 + self.number) * 1_000_003 + step * world.size + world.rank) % (1 << 64)
+        )
         batches = next(self.source).split(recipe.micro_batch)
         counts = [[self._count(batch), batch.count] for batch in batches]
         count, predicted = world.sums(torch.tensor(counts, dtype=torch.float64, device=world.device).sum(0)).tolist()
@@ -145,8 +147,8 @@ class Stage:
         found = {name: value / max(count, 1) for name, value in zip(parts, sums, strict=True)}
         if not (math.isfinite(norm) and math.isfinite(found["loss"])):
             raise BackendError(
-                f"the loss is {found['loss']:.3g} and its gradient {norm:.3g} at step {step + 1}; lower train.lr "
-                "or raise train.warmup; the last durable step is kept"
+                f"the loss is {found['loss']:.3g} and its gradient {norm:.3g} at step {step + 1}; lower train.lr or "
+                "raise train.warmup, which begins anew; for the same command the last durable step is kept"
             )
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from torch import nn
 
 from regear.core.errors import RecipeError
 from regear.core.recipe import closest
-from regear.train.recipes import StageRecipe
+from regear.train.recipes import FROZEN, StageRecipe
 
 # Norms, router gates and the parameters of state-space layers: pulling them to zero changes what they mean.
 UNDECAYED = re.compile(r"norm|(^|\.)(A_log|D|dt_bias|gate)(\.|$)")
@@ -28,8 +28,9 @@ def select(model: nn.Module, train: Sequence[str], freeze: Sequence[str]) -> lis
     names = [name for name, _ in model.named_parameters()]
     for pattern in train:
         if not any(fnmatchcase(name, pattern) for name in names):
-            guess = closest(pattern.strip("*."), sorted({part for name in names for part in name.split(".")}))
-            raise RecipeError(f"train: no parameter is named like {pattern!r}{guess}; this model has {names[1]}, …")
+            raise RecipeError(
+                f"train: no parameter is named like {pattern!r}{_near(pattern, names)}; this model has {names[1]}, …"
+            )
 
     def named(name: str, patterns: Iterable[str]) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in patterns)
@@ -40,6 +41,22 @@ def select(model: nn.Module, train: Sequence[str], freeze: Sequence[str]) -> lis
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     return chosen
+
+
+def check_frozen(model: nn.Module, freeze: Sequence[str]) -> None:
+    """Refuse patterns of `freeze` that name no parameter, but for those that every stage has.
+
+    Raises:
+        RecipeError: with the nearest name.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in set(freeze) - set(FROZEN):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeError(f"freeze: no parameter is named like {pattern!r}{_near(pattern, names)}")
+
+
+def _near(pattern: str, names: Sequence[str]) -> str:
+    return closest(pattern.strip("*."), sorted({part for name in names for part in name.split(".")}))
 
 
 def groups(model: nn.Module, recipe: StageRecipe) -> list[dict[str, Any]]:

@@ -1,12 +1,15 @@
 """Recipes of training; no torch here, so that they can be checked and listed at once."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from regear.core.errors import RecipeError
 from regear.core.recipe import Recipe
 from regear.train.objective_recipes import KlRecipe, Objective
+
+FROZEN = ("*.kv_a_layernorm.*",)  # what no stage trains unless it says otherwise
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LoraRecipe(Recipe):
@@ -40,9 +43,9 @@ class StageRecipe(Recipe):
     micro_batch: int = Field(4, ge=1)
     sequence: int = Field(256, ge=2)
     train: list[str] = Field(default_factory=lambda: ["*.self_attn.*"])
-    freeze: list[str] = Field(default_factory=lambda: ["*.kv_a_layernorm.*"])
+    freeze: list[str] = Field(default_factory=lambda: list(FROZEN))
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     clip: float = Field(1.0, gt=0)
     lora: LoraRecipe | None = None
     gradient_checkpointing: bool = False

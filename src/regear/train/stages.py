@@ -20,7 +20,7 @@ from regear.train import layerwise, lora
 from regear.train.loop import Hooks, Source, Stage, Trained
 from regear.train.objective_recipes import AlignRecipe, HiddenRecipe
 from regear.train.objectives import objective
-from regear.train.optim import select
+from regear.train.optim import check_frozen, select
 from regear.train.parallel import World, gathered
 from regear.train.recipes import StageRecipe
 from regear.train.teacher import TeacherCache
@@ -82,13 +82,14 @@ def check(job: Job, student: Any, teacher: Any, recipes: Sequence[StageRecipe]) 
 
 
 def check_names(student: Any, teacher: Any, recipes: Sequence[StageRecipe]) -> None:
-    """The part of `check` that needs no weights: names, adapters, layers.
+    """The part of `check` that needs no weights: names, adapters, layers that the loss reaches.
 
     Raises:
         RecipeError, IncompatibleModel: what a stage would raise.
     """
     for recipe in recipes:
         names = select(student, recipe.train, recipe.freeze)
+        check_frozen(student, recipe.freeze)
         if recipe.lora is not None:
             lora.targets(student, names)
         if isinstance(recipe.objective, AlignRecipe | HiddenRecipe):
@@ -110,7 +111,8 @@ def _run(job: Job, recipe: StageRecipe, number: int) -> dict[str, Any]:
     teacher = job.taught_by(recipe)
     names = select(student, recipe.train, recipe.freeze)
     if recipe.lora is not None:
-        torch.manual_seed(job.seed * 1_000_003 + number)  # adapters start the same on every process and after a stop
+        # Adapters start the same on every process and after a stop.
+        torch.manual_seed((job.seed * 1_000_003 + number) % (1 << 64))
         lora.inject(student, recipe.lora, names)
     if recipe.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})

@@ -17,6 +17,8 @@ from regear.train.examples import Examples
 from regear.train.pack import Example, Packer, lay
 from regear.train.rows import open_sources
 
+NOTHING_TO_LEARN = "none of the rows has a token to train on within {} tokens; give others, or raise train.sequence"
+
 Place = tuple[int, int, int]
 
 
@@ -134,7 +136,7 @@ class Stream:
             while self.buffer:
                 yield self._draw()
             if not self.draws:
-                raise DataError(f"none of the rows has a token to train on within {self.sequence} tokens")
+                raise DataError(NOTHING_TO_LEARN.format(self.sequence))
             self.epoch, self.draws, self.last = self.epoch + 1, 0, None
 
     def _draw(self) -> list[Example]:
