@@ -86,6 +86,14 @@ def test_bfloat16_is_planned_at_its_own_rate_and_advised_against_where_it_is_slo
         assert len([text for text in found["warnings"] if "more slowly than float32" in text]) == warnings
 
 
+def test_watching_takes_its_time(tiny, words, monkeypatch):
+    monkeypatch.setattr("regear.healing.plan.matrix_rate", lambda *_, **__: 1e8)
+    seldom, often = (plan(tiny, words, f"held_out_every={every}", "held_out_windows=8") for every in (0, 1))
+    extra = often["measuring_hours"] - seldom["measuring_hours"]
+    assert extra == pytest.approx(seldom["measuring_hours"] * 4 * 8 * 512 / 2048, rel=0.05)  # 2 x (512 + 512) before
+    assert often["hours"] - seldom["hours"] == pytest.approx(extra, abs=2e-4)
+
+
 def test_text_read_too_often_is_said(tiny, words):
     (warning,) = plan(tiny, words, "train.tokens=50000")["warnings"]
     assert "about 4,501 tokens, read 11.1 times" in warning

@@ -51,9 +51,13 @@ def make_plan(healing: Any, rate: float | None = None) -> dict[str, Any]:
             texts[key] = epoch_of(healing.stream(stage, 2))
         speed = speeds[stage.half(device.type)]
         stages.append(_stage(healing, stage, Sizes.of(student), teacher, speed, speeds[plain], texts[key], device.type))
-    # Before and after, each beside the teacher, on the leading process alone.
-    scored = sum(getattr(healing.recipe, use).tokens for use in ("evaluation", "elsewhere"))
-    scoring = scored * 2 * (inference(teacher, WINDOW) + inference(Sizes.of(student), WINDOW))
+    # Before and after, and now and then while it trains, each beside the teacher, on the leading process alone.
+    recipe: HealRecipe = healing.recipe
+    scored = 2 * sum(getattr(recipe, use).tokens for use in ("evaluation", "elsewhere"))
+    if recipe.held_out_every and processes() == 1:
+        looks = sum(-(-stage["steps"] // recipe.held_out_every) for stage in stages)
+        scored += looks * recipe.held_out_windows * WINDOW
+    scoring = scored * (inference(teacher, WINDOW) + inference(Sizes.of(student), WINDOW))
     measuring = scoring / speeds[plain] * processes()
     found = {
         "dry_run": True,
