@@ -18,7 +18,7 @@ from regear.healing.report import steps_of
 
 # name: (recipe words of the conversion, of the healing)
 FORMS = {
-    "exact-1-3": (["convert.kv_ratio=1/3"], ["train.tokens=512000"]),
+    "exact-1-3": (["convert.kv_ratio=1/3"], ["train.tokens=819200", "train.precision=bfloat16"]),
     "exact-1-6": (["convert.kv_ratio=1/6"], ["train.tokens=409600", "train.lr=2e-3", "train.batch=8"]),
     "dec-1-2": (["convert.kv_ratio=1/2", "convert.rope=decoupled"], ["train.tokens=204800", "train.batch=8"]),
     "exact-1-4": (["convert.kv_ratio=1/4"], ["train.tokens=102400", "train.lr=1.5e-3", "train.batch=8"]),

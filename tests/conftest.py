@@ -35,6 +35,18 @@ def tiny(tmp_path_factory):
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_comparisons():
+    """Conversions read every kind of cache and time a step as ever, but on one window and at one length: 150 tests
+    convert, and hardly one reads those figures."""
+    from regear.conversion import verify
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(verify, "CACHE_WINDOWS", 1)
+        patched.setattr(verify, "DECODE_CONTEXTS", (128,))
+        yield
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request) -> str:
     return request.param

@@ -37,32 +37,42 @@ def run_killed(model, out, stage, step, changes, home):
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+@pytest.fixture(scope="module")
+def whole(tiny, text, tmp_path_factory):
+    """What conversions that nobody kills write, by tiny model."""
+    place, changes = tmp_path_factory.mktemp("whole"), {"llama": small(text), "llama-tied": strict(text)}
+    for name, words in changes.items():
+        ended = run_killed(tiny(name), place / name / "out", "never", 0, words, place / f"home-{name}")
+        assert ended.returncode == 0, ended.stderr
+    return {name: contents(place / name / "out") for name in changes}
+
+
+def strict(text):
+    return [*small(text), "convert.format=deepseek_v3", "convert.kv_ratio=3/4"]
+
+
 @pytest.mark.parametrize(
     ("stage", "step"), [("calibrate", 2), ("curvature", 1), ("factor", 2), ("write", 1), ("compare", 1)]
 )
-def test_killed_and_resumed_gives_the_same_bytes(stage, step, tiny, text, tmp_path):
+def test_killed_and_resumed_gives_the_same_bytes(stage, step, tiny, text, tmp_path, whole):
     changes = small(text)
-    whole = run_killed(tiny("llama"), tmp_path / "a" / "out", "never", 0, changes, tmp_path / "home1")
-    assert whole.returncode == 0, whole.stderr
     killed = run_killed(tiny("llama"), tmp_path / "b" / "out", stage, step, changes, tmp_path / "home2")
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "b" / "out").exists()
     resumed = run_killed(tiny("llama"), tmp_path / "b" / "out", "never", 0, changes, tmp_path / "home2")
     assert resumed.returncode == 0, resumed.stderr
-    assert contents(tmp_path / "a" / "out") == contents(tmp_path / "b" / "out")
+    assert whole["llama"] == contents(tmp_path / "b" / "out")
 
 
 @pytest.mark.parametrize(("stage", "step"), [("curvature", 2), ("select", 1)])
-def test_a_killed_strict_export_resumes_to_the_same_bytes(stage, step, tiny, text, tmp_path):
-    changes = [*small(text), "convert.format=deepseek_v3", "convert.kv_ratio=3/4"]
-    for name, home in (("a", "home"), ("b", "home2")):
-        at = (stage, step) if name == "b" else ("never", 0)
-        ended = run_killed(tiny("llama-tied"), tmp_path / name / "out", *at, changes, tmp_path / home)
-        assert ended.returncode == (-signal.SIGKILL if name == "b" else 0), ended.stderr
+def test_a_killed_strict_export_resumes_to_the_same_bytes(stage, step, tiny, text, tmp_path, whole):
+    changes = strict(text)
+    killed = run_killed(tiny("llama-tied"), tmp_path / "b" / "out", stage, step, changes, tmp_path / "home2")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "b" / "out").exists()
     resumed = run_killed(tiny("llama-tied"), tmp_path / "b" / "out", "never", 0, changes, tmp_path / "home2")
     assert resumed.returncode == 0, resumed.stderr
-    assert contents(tmp_path / "a" / "out") == contents(tmp_path / "b" / "out")
+    assert whole["llama-tied"] == contents(tmp_path / "b" / "out")
 
 
 def test_the_output_is_complete_and_names_no_place(tiny, text, tmp_path, cache):
