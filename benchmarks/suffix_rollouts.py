@@ -25,7 +25,7 @@ from engine_prompts import problems, questions, renamings
 
 from regear.cli.output import grid
 from regear.engine.budget.policy import Budget
-from regear.engine.drafters.base import NOTHING, THOUGHT, UNKNOWN, Drafter, Outcome, Text
+from regear.engine.drafters.base import NOTHING, Drafter, Outcome, Text
 from regear.engine.drafters.ngram import NgramDrafter
 from regear.engine.drafters.payoff import Payoff
 from regear.engine.drafters.suffix import SuffixDrafter
@@ -63,8 +63,7 @@ class Listener:
             self.told[outcome.number].append(outcome.thoughts)
 
     def finish(self, number: int, tokens: Any, prompt: int, group: Any) -> None:
-        first = np.full((1, THOUGHT), UNKNOWN)  # what the prompt's last token made it think
-        self.told[number] = [np.concatenate([first, *self.told[number]])]
+        self.told[number] = [np.concatenate(self.told[number])]
 
 
 class Rollouts:
@@ -147,7 +146,10 @@ def replayed(
     while queue or live:
         while queue and len(live) < slots:
             i = queue.pop(0)
-            live[i] = len(requests[i].prompt) + 1
+            live[i] = len(requests[i].prompt) + 1  # the first token is drawn as the prompt is read
+            drafter.observe(
+                [Outcome(i, 0, 0, whole[i][live[i] - 1 : live[i]], epoch.thoughts[i][:1] if told else None)]
+            )
         rows = [i for i in live if live[i] < len(whole[i])]
         views = [Text(i, whole[i][: live[i]], len(requests[i].prompt), requests[i]) for i in rows]
         most = np.array([min(GUESSES, len(whole[i]) - live[i] - 1) for i in rows])
