@@ -224,9 +224,11 @@ def test_ranks_stop_where_they_are_told():
         follower(short, until=2)
 
 
-@pytest.mark.parametrize(("pushed", "asked"), [(np.str_("q"), "q"), (np.int64(7), 7), (7, np.int32(7))])
+@pytest.mark.parametrize(
+    ("pushed", "asked"), [(np.str_("q"), "q"), ("q", np.str_("q")), (np.int64(7), 7), (7, np.int32(7))]
+)
 def test_a_group_is_the_same_of_whatever_type_its_name_is(pushed, asked, tmp_path):
-    with closing(Past(path=tmp_path / "past")) as past:
+    with closing(Past(base=SuffixDrafter(shared=False), path=tmp_path / "past")) as past:
         past.push(pushed, [8, 9, 10], 0, [5])
     past = Past(path=tmp_path / "past")
     drafter = SuffixDrafter(shared=False)

@@ -85,9 +85,17 @@ def test_many_groups_and_caps_stay_bounded():
     for _ in range(2 * OWN):
         lengths.add("one", 5)
     assert len(lengths.groups["one"].all()) == OWN
-    forgotten = lengths.remaining(0, 3, 100)
-    lengths.add(0, 90)
-    assert lengths.remaining(0, 3, 100) > forgotten
+
+
+def test_a_group_that_was_dropped_and_comes_back_is_new(monkeypatch):
+    monkeypatch.setattr("regear.engine.budget.lengths.GROUPS", 2)
+    lengths = Lengths()
+    lengths.add("a", 10)
+    before = lengths.remaining("a", 3, 100)
+    for other in "bc":
+        lengths.add(other, 50)
+    lengths.add("a", 90)
+    assert lengths.remaining("a", 3, 100) > before + 10
 
 
 def test_old_epochs_are_forgotten():

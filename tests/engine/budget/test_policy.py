@@ -135,8 +135,8 @@ def test_a_crowd_whose_first_guesses_fell_is_tried_again(mode):
     batch, emitted, began = [text(i) for i in range(128)], 0, 0.0
     for step in range(700):
         found = budget.propose(batch, np.full(128, 4))
-        clock.now += 0.02 + 0.0005 * (128 + sum(map(len, found)))
-        kept = [fate(random, 0.1 if guesses.calls < 2 else 0.97, len(guess)) for guess in found]
+        clock.now += (0.02 + 0.0005 * (128 + sum(map(len, found)))) * random.lognormal(0, 0.02)
+        kept = [fate(random, 0.1 if step < 8 else 0.97, len(guess)) for guess in found]
         budget.observe([Outcome(one.number, len(g), k, g[:1]) for one, g, k in zip(batch, found, kept, strict=True)])
         emitted += 128 + sum(kept)
         if step == 350:

@@ -93,6 +93,7 @@ WRONG = [
     '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant"}]}',
     '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": [1]}]}',
     '{"messages": [{"role": "user", "content": "hi"}]}',
+    '{"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "ho"}]}',
     '{"token_ids": [1], "group": "\\ud800"}',
     '{"messages": [{"role": "bad", "content": "hi"}, {"role": "assistant", "content": "ho"}]}',
     "[" * 100_000,
