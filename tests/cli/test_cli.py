@@ -1,5 +1,6 @@
 """The command line: JSON on standard output alone, one line and exit code 2 for mistakes, help without torch."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -41,6 +42,11 @@ def test_help_is_quick_and_imports_no_torch():
         "doctor",
     ):
         assert f"\n  {verb}" in result.stdout
+
+
+def test_version_is_the_installed_one(capsys):
+    code, stdout, _ = call(capsys, "--version")
+    assert (code, stdout) == (0, f"regear {importlib.metadata.version('regear')}\n")
 
 
 def test_convert_eval_generate_chain(tiny, text, tmp_path, capsys, cache):

@@ -1,10 +1,11 @@
 """The `regear` command: words to calls. Verbs import what they need when they run, so that help costs no torch."""
 
+import importlib.metadata
 import os
 import sys
 import tempfile
 import traceback
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +20,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"regear {importlib.metadata.version('regear')}")
+        raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print it.")] = False,
+) -> None: ...
+
+
 for module in (fetch, convert, heal, evaluate, audit, ledger, generate, steps, demo, inspect):
     module.register(app)
 
