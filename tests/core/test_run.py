@@ -44,6 +44,21 @@ def test_metrics_go_on_with_what_is_durable_and_begin_anew_without(tmp_path, dur
     assert rows(run) == wanted
 
 
+def test_trained_steps_of_other_words_are_dropped_only_when_told(tmp_path):
+    run = killed(tmp_path / "out")
+    (run.work / "training").mkdir()
+    (run.work / "training" / "step").write_text("hours")
+    before = (run.directory / "run.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"unfinished training .* --force"), Run(tmp_path / "out", "other", {}):
+        pass
+    assert (run.work / "training" / "step").read_text() == "hours"
+    assert (run.directory / "run.json").read_bytes() == before
+    with Run(tmp_path / "out", "one", {}) as same:
+        assert (same.work / "training" / "step").exists()
+    with Run(tmp_path / "out", "other", {}, force=True) as other:
+        assert not other.work.exists()
+
+
 def test_metrics_of_another_run_are_gone_before_the_first_row(tmp_path):
     killed(tmp_path / "out")
     with Run(tmp_path / "out", "other", {}) as run:

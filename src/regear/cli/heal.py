@@ -17,7 +17,7 @@ Output = Annotated[Path | None, typer.Option("-o", "--output", help="The directo
 Config = Annotated[Path | None, typer.Option("-C", "--config", help="A recipe file.")]
 Tasks = Annotated[list[str], typer.Option(help="Multiple-choice task before and after (repeatable).")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Over the recipe's seed.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace another output.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace another output; drop other unfinished training.")]
 
 
 def register(app: typer.Typer) -> None:

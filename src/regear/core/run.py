@@ -7,6 +7,7 @@ It holds the resolved recipe, `metrics.jsonl`, the reports, and every clock and 
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -75,10 +76,12 @@ class Run:
 
     `staging` becomes the output; `work` holds what else a restart goes on from, and ends with the run. `scratch` is
     for what any process makes again. A mistake removes the directory only if no file in `staging` or `work` is whole.
+
+    Trained steps of another fingerprint, `work/training`, may be hours of work: they are dropped under `force` only.
     """
 
-    def __init__(self, out: Path, fingerprint: str, recipe: dict[str, Any]) -> None:
-        self.out, self.fingerprint, self.recipe = out, fingerprint, recipe
+    def __init__(self, out: Path, fingerprint: str, recipe: dict[str, Any], *, force: bool = False) -> None:
+        self.out, self.fingerprint, self.recipe, self.force = out, fingerprint, recipe, force
         self.directory = out.with_name(out.name + ".run")
         self.staging = self.directory / "staging"
         self.work = self.directory / "kept"
@@ -99,7 +102,15 @@ class Run:
             raise CheckpointError(f"another process is writing {self.out}; wait for it, or choose another") from None
         shutil.rmtree(self.scratch, ignore_errors=True)  # of a process that was killed; another model's, perhaps
         state = self.directory / "run.json"
-        if state.exists() and json.loads(state.read_text()).get("fingerprint") != self.fingerprint:
+        begun = json.loads(state.read_text()) if state.exists() else {}
+        if begun and begun.get("fingerprint") != self.fingerprint:
+            if not self.force and self._whole(self.work / "training"):
+                self.lock.close()
+                raise CheckpointError(
+                    f"{self.directory} holds unfinished training of another model, text, recipe or version; give the "
+                    f"words that began it again to finish it ({shlex.join(begun.get('command', ()))}), choose another "
+                    "output, or pass --force to drop it"
+                )
             shutil.rmtree(self.staging, ignore_errors=True)
             shutil.rmtree(self.work, ignore_errors=True)
         self.staging.mkdir(exist_ok=True)
@@ -146,10 +157,14 @@ class Run:
             os.truncate(path, content.rfind(b"\n") + 1)
 
     def _durable(self) -> bool:
-        """Whether a restart would go on from something; names that begin with a point are half-written."""
+        """Whether a restart would go on from something."""
+        return self._whole(self.staging) or self._whole(self.work)
+
+    @staticmethod
+    def _whole(place: Path) -> bool:
+        """Whether a file lies there that is whole; names that begin with a point are half-written."""
         return any(
             path.is_file() and not any(part.startswith(".") for part in path.relative_to(place).parts)
-            for place in (self.staging, self.work)
             for path in place.rglob("*")
         )
 
