@@ -11,7 +11,7 @@ constexpr int kMost = 14;
 #else
 constexpr int kMost = 6;
 #endif
-constexpr int kAhead = 8192;  // bytes of the weight that are asked for before they are needed
+constexpr int kAhead = 8192;  // bytes of the weight that are asked for before they are needed, where rows are one group
 constexpr int kFew = 4;       // rows up to which the processor's own foresight does better
 constexpr std::int64_t kDeep = 1024;  // inputs whose part of a block stays in the cache for all groups of rows
 
@@ -45,10 +45,17 @@ void turn(const T* x, T* turned, std::int64_t rows, std::int64_t inputs) {
     }
 }
 
+// What is asked for beside the work: `step` bytes an input, from `at` on.
+struct Ahead {
+    const char* at;
+    std::int64_t step;
+};
+
 // y [M, B] (+)= the product of turned rows [inputs, M] and weights [inputs, B]. Not inline: of many in one function the
 // compiler keeps no sums in registers.
-template <class T, int M, bool Ahead>
-__attribute__((noinline)) void tile(const T* weight, const T* turned, T* y, std::int64_t stride, std::int64_t inputs, bool more) {
+template <class T, int M, bool Asks>
+__attribute__((noinline)) void tile(const T* weight, const T* turned, T* y, std::int64_t stride, std::int64_t inputs,
+                                    bool more, Ahead ahead) {
     constexpr int L = kLanes<T>, B = kBlock<T>;
     Vec<T> low[M], high[M];
     for (int m = 0; m < M; ++m) {
@@ -56,9 +63,10 @@ __attribute__((noinline)) void tile(const T* weight, const T* turned, T* y, std:
         high[m] = more ? load(y + m * stride + L) : Vec<T>{};
     }
     for (std::int64_t i = 0; i < inputs; ++i, weight += B, turned += M) {
-        if constexpr (Ahead)
-            for (int line = 0; line < 2 * kBytes; line += 64)
-                __builtin_prefetch(reinterpret_cast<const char*>(weight) + kAhead + line, 0, 2);
+        if constexpr (Asks) {
+            for (int line = 0; line < 2 * kBytes; line += 64) __builtin_prefetch(ahead.at + line, 0, 2);
+            ahead.at += ahead.step;
+        }
         const Vec<T> first = load(weight), second = load(weight + L);
         for (int m = 0; m < M; ++m) {
             low[m] += first * turned[m];
@@ -72,16 +80,14 @@ __attribute__((noinline)) void tile(const T* weight, const T* turned, T* y, std:
 }
 
 template <class T, int M = kMost>
-ALWAYS void tiles(int rows, bool ahead, const T* weight, const T* turned, T* y, std::int64_t stride,
-                  std::int64_t inputs, bool more) {
+ALWAYS void tiles(int rows, bool asks, const T* weight, const T* turned, T* y, std::int64_t stride,
+                  std::int64_t inputs, bool more, Ahead ahead) {
     if (rows < M) {
-        if constexpr (M > 1) tiles<T, M - 1>(rows, ahead, weight, turned, y, stride, inputs, more);
+        if constexpr (M > 1) tiles<T, M - 1>(rows, asks, weight, turned, y, stride, inputs, more, ahead);
         return;
     }
-    if constexpr (M > kFew) {
-        if (ahead) return tile<T, M, true>(weight, turned, y, stride, inputs, more);
-    }
-    tile<T, M, false>(weight, turned, y, stride, inputs, more);
+    if (asks) return tile<T, M, true>(weight, turned, y, stride, inputs, more, ahead);
+    tile<T, M, false>(weight, turned, y, stride, inputs, more, ahead);
 }
 
 template <class T>
@@ -89,16 +95,23 @@ void multiply(const T* laid, const T* turned, T* found, T* scratch, std::int64_t
               std::int64_t outputs, std::int64_t from, std::int64_t to) {
     constexpr int B = kBlock<T>;
     const Groups groups(rows);
+    const std::int64_t parts = (inputs + kDeep - 1) / kDeep;
+    const bool asks = groups.count > 1 || rows > kFew;
     for (std::int64_t block = from; block < to; ++block) {
         const bool whole = (block + 1) * B <= outputs;
         T* place = whole ? found + block * B : scratch;
         const std::int64_t stride = whole ? outputs : B;
-        for (std::int64_t i = 0; i < inputs; i += kDeep) {
-            const std::int64_t deep = inputs - i < kDeep ? inputs - i : kDeep;
+        for (std::int64_t part = 0; part < parts; ++part) {
+            const std::int64_t i = inputs * part / parts, deep = inputs * (part + 1) / parts - i;
+            const T* weight = laid + (block * inputs + i) * B;
+            // The first group would wait for memory and the others leave it idle: each asks for a share of the next part.
+            const std::int64_t bytes = deep * 2 * kBytes;
             for (std::int64_t g = 0; g < groups.count; ++g) {
                 const std::int64_t begin = groups.begin(g), size = groups.size(g);
-                tiles<T>(static_cast<int>(size), !g, laid + (block * inputs + i) * B, turned + begin * inputs + i * size,
-                         place + begin * stride, stride, deep, i > 0);
+                const std::int64_t away = groups.count > 1 ? bytes + bytes * g / groups.count : kAhead;
+                tiles<T>(static_cast<int>(size), asks, weight, turned + begin * inputs + i * size,
+                         place + begin * stride, stride, deep, i > 0,
+                         Ahead{reinterpret_cast<const char*>(weight) + away, 2 * kBytes / groups.count});
             }
         }
         if (whole) continue;

@@ -10,6 +10,7 @@ FBGEMM, which torch brings, multiplies: it rounds rows as it reads them, given o
 divided by its own largest number first. Torch's other operators (oneDNN's, `_int_mm`) want rounded rows, a pass more.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from regear.core.errors import IncompatibleModel
 LARGEST = 127
 SMALLEST = 1e-30  # of a row's largest number; a row of zeros stays zero
 ENGINES = ("x86", "fbgemm")
-EXACT = 3  # digits: 21 bits
+EXACT = 20  # bits at least
 
 _apply: Any = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
 
@@ -99,7 +100,7 @@ class Int8Linear(nn.Module):
         codes_OI, scale_O: of `quantise`, the weight over `gain_I` where there is one; laid out for FBGEMM, not kept.
         bias_O: float32.
         gain_I: what inputs are multiplied by.
-        digits: of base 127 that numbers of a row are rounded to; each costs a row of the product.
+        digits: of base `levels()` that numbers of a row are rounded to; each costs a row of the product.
         rounding: that of the model's other maps.
     """
 
@@ -129,7 +130,7 @@ class Int8Linear(nn.Module):
             return input.new_zeros(*input.shape[:-1], self.out_features)
         x = input if self.gain is None else input * self.gain
         scale = x.abs().amax(-1, keepdim=True).clamp_(min=SMALLEST)
-        digits = EXACT if self.rounding.exact else self.digits
+        digits = math.ceil(EXACT / math.log2(self.most)) if self.rounding.exact else self.digits
         if digits == 1:
             found: torch.Tensor = _apply(x / scale, 1 / self.most, self.most + 1, self.layout)
         else:
@@ -139,9 +140,10 @@ class Int8Linear(nn.Module):
     def _by_digits(self, rest: torch.Tensor, digits: int) -> torch.Tensor:
         """The product of numbers within ±`most`, every digit a row of the same call."""
         parts = []
-        for _ in range(digits):
+        for _ in range(digits - 1):
             parts.append(rest.trunc())
             rest = (rest - parts[-1]).mul_(self.most)
+        parts.append(rest.round())
         first, *others = _apply(torch.stack(parts), 1.0, self.most + 1, self.layout)
         for place, other in enumerate(others, 1):
             first.add_(other, alpha=self.most**-place)
@@ -204,7 +206,7 @@ def joined(maps: list[Int8Linear]) -> Int8Linear | None:
 
 @contextmanager
 def exact(model: nn.Module) -> Iterator[None]:
-    """Inside, the int8 maps of a model, and those joined of them, round rows to 21 bits.
+    """Inside, the int8 maps of a model, and those joined of them, round rows to 20 bits and more.
 
     Two ways to compute the same differ in the last bit, and rounding to 8 bits makes a step of it; proofs that compare
     two ways need this.
