@@ -97,7 +97,7 @@ def test_both_decoders_find_the_same_scores(family, tiny, monkeypatch):
         wanted = np.arange(counts.max()) < counts[:, None]
         tokens = generator.integers(0, 200, wanted.shape)
         ours, theirs = (runner.read(0, tokens, counts, starts, wanted) for runner in runners)
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-4)
         starts = starts + counts
 
 
