@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from regear.core.errors import CheckpointError
-from regear.core.run import Run
+from regear.core.run import Run, is_done
 
 
 def rows(run):
@@ -49,13 +49,13 @@ def test_trained_steps_of_other_words_are_dropped_only_when_told(tmp_path):
     (run.work / "training").mkdir()
     (run.work / "training" / "step").write_text("hours")
     before = (run.directory / "run.json").read_bytes()
-    with pytest.raises(CheckpointError, match=r"unfinished training .* --force"), Run(tmp_path / "out", "other", {}):
-        pass
+    with pytest.raises(CheckpointError, match=r"unfinished training .* --force"):
+        is_done(tmp_path / "out", "other", force=False)
     assert (run.work / "training" / "step").read_text() == "hours"
     assert (run.directory / "run.json").read_bytes() == before
-    with Run(tmp_path / "out", "one", {}) as same:
-        assert (same.work / "training" / "step").exists()
-    with Run(tmp_path / "out", "other", {}, force=True) as other:
+    assert not is_done(tmp_path / "out", "one", force=False)
+    assert not is_done(tmp_path / "out", "other", force=True)
+    with Run(tmp_path / "out", "other", {}) as other:
         assert not other.work.exists()
 
 

@@ -109,8 +109,9 @@ def test_another_recipe_never_goes_on_from_the_steps_of_the_first(patient, tmp_p
         with pytest.raises(KeyboardInterrupt):
             heal(patient, tmp_path / "out", "save_minutes=0")
     assert list(tmp_path.glob("out.run/kept/training/steps/000-*"))
-    with pytest.raises(CheckpointError, match="unfinished training"):
-        heal(patient, tmp_path / "out", "train.tokens=512", "train.lr=1e-3")
+    for words in ({}, {"dry_run": True}):
+        with pytest.raises(CheckpointError, match="unfinished training"):
+            heal(patient, tmp_path / "out", "train.tokens=512", "train.lr=1e-3", **words)
     assert list(tmp_path.glob("out.run/kept/training/steps/000-*"))
     heal(patient, tmp_path / "out", "train.tokens=512", "train.lr=1e-3", force=True)
     heal(patient, tmp_path / "fresh", "train.tokens=512", "train.lr=1e-3")

@@ -31,9 +31,18 @@ After the table.
     )
 
 
-@given(st.text(st.sampled_from("[]{}|=<>'*&; \nab:!/-"), max_size=60))
-def test_prose_ends_whatever_it_is_given(text):
-    assert "{{}}" not in prose(text)
+unseen = st.recursive(
+    st.sampled_from(["{{x}}", "{{x|y=z}}", "<!-- x -->", "<ref>x</ref>", "[[Category:X]]", "[[File:x.jpg|thumb|y]]"]),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda parts: "{{x|" + "".join(parts) + "}}")
+        | inner.map(lambda one: f"[[File:x.jpg|{one} of [[y]]]]")
+    ),
+)
+
+
+@given(st.lists(unseen, max_size=4).map("".join))
+def test_what_is_not_read_goes_however_deep_it_is_nested(markup):
+    assert prose(f"Before{markup} and after.") == "Before and after."
 
 
 def test_articles_leave_out_redirects_and_lists(tmp_path):

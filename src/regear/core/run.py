@@ -39,24 +39,48 @@ def existing_output(out: Path) -> str | None:
 
 
 def is_done(out: Path, fingerprint: str, *, force: bool) -> bool:
-    """Whether `out` already holds exactly this result.
+    """Whether `out` already holds exactly this result; asked before a `Run` begins.
 
     Raises:
-        CheckpointError: another result is there and `force` was not given, or something that regear did not make,
-            which is never replaced.
+        CheckpointError: another result is there, or trained steps of one that was not finished, and `force` was not
+            given; or something that regear did not make, which is never replaced.
     """
     found = existing_output(out)
     if found == "":
         raise CheckpointError(
             f"{out} already holds something else, which regear will not replace; choose another output"
         )
-    if found is None or force:
-        return False
-    if found == fingerprint:
+    if found == fingerprint and not force:
         return True
-    raise CheckpointError(
-        f"{out} already holds a result of another model, text, recipe or version; "
-        "choose another output, or pass --force to replace it"
+    if found is not None and not force:
+        raise CheckpointError(
+            f"{out} already holds a result of another model, text, recipe or version; "
+            "choose another output, or pass --force to replace it"
+        )
+    if not force:
+        _check_unfinished(out.with_name(out.name + ".run"), fingerprint)
+    return False
+
+
+def _check_unfinished(directory: Path, fingerprint: str) -> None:
+    """Trained steps of another fingerprint may be hours of work, and a run would drop them."""
+    state = directory / "run.json"
+    if not state.exists() or not _holds_files(directory / "kept" / "training"):
+        return
+    begun = json.loads(state.read_text())
+    if begun.get("fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"{directory} holds unfinished training of another model, text, recipe or version; give the words that "
+            f"began it again to finish it ({shlex.join(begun.get('command', ()))}), choose another output, or pass "
+            "--force to drop it"
+        )
+
+
+def _holds_files(place: Path) -> bool:
+    """Whether a whole file lies there; names that begin with a point are half-written."""
+    return any(
+        path.is_file() and not any(part.startswith(".") for part in path.relative_to(place).parts)
+        for path in place.rglob("*")
     )
 
 
@@ -76,12 +100,10 @@ class Run:
 
     `staging` becomes the output; `work` holds what else a restart goes on from, and ends with the run. `scratch` is
     for what any process makes again. A mistake removes the directory only if no file in `staging` or `work` is whole.
-
-    Trained steps of another fingerprint, `work/training`, may be hours of work: they are dropped under `force` only.
     """
 
-    def __init__(self, out: Path, fingerprint: str, recipe: dict[str, Any], *, force: bool = False) -> None:
-        self.out, self.fingerprint, self.recipe, self.force = out, fingerprint, recipe, force
+    def __init__(self, out: Path, fingerprint: str, recipe: dict[str, Any]) -> None:
+        self.out, self.fingerprint, self.recipe = out, fingerprint, recipe
         self.directory = out.with_name(out.name + ".run")
         self.staging = self.directory / "staging"
         self.work = self.directory / "kept"
@@ -102,15 +124,7 @@ class Run:
             raise CheckpointError(f"another process is writing {self.out}; wait for it, or choose another") from None
         shutil.rmtree(self.scratch, ignore_errors=True)  # of a process that was killed; another model's, perhaps
         state = self.directory / "run.json"
-        begun = json.loads(state.read_text()) if state.exists() else {}
-        if begun and begun.get("fingerprint") != self.fingerprint:
-            if not self.force and self._whole(self.work / "training"):
-                self.lock.close()
-                raise CheckpointError(
-                    f"{self.directory} holds unfinished training of another model, text, recipe or version; give the "
-                    f"words that began it again to finish it ({shlex.join(begun.get('command', ()))}), choose another "
-                    "output, or pass --force to drop it"
-                )
+        if state.exists() and json.loads(state.read_text()).get("fingerprint") != self.fingerprint:
             shutil.rmtree(self.staging, ignore_errors=True)
             shutil.rmtree(self.work, ignore_errors=True)
         self.staging.mkdir(exist_ok=True)
@@ -158,15 +172,7 @@ class Run:
 
     def _durable(self) -> bool:
         """Whether a restart would go on from something."""
-        return self._whole(self.staging) or self._whole(self.work)
-
-    @staticmethod
-    def _whole(place: Path) -> bool:
-        """Whether a file lies there that is whole; names that begin with a point are half-written."""
-        return any(
-            path.is_file() and not any(part.startswith(".") for part in path.relative_to(place).parts)
-            for path in place.rglob("*")
-        )
+        return _holds_files(self.staging) or _holds_files(self.work)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         shutil.rmtree(self.scratch, ignore_errors=True)

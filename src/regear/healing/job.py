@@ -91,7 +91,7 @@ class Healing:
         self, out: Path, here: World, progress: Progress, board: Board | None = None, *, force: bool
     ) -> dict[str, Any]:
         """Measure, train, write, measure; the output appears at the end."""
-        with Run(out, self.fingerprint, self.inputs["recipe"], force=force) as run:
+        with Run(out, self.fingerprint, self.inputs["recipe"]) as run:
             if is_done(out, self.fingerprint, force=force):  # another process may just have finished
                 return self.already(out, here)
             here.sum(1)
