@@ -93,25 +93,25 @@ ALWAYS void tiles(int rows, bool asks, const T* weight, const T* turned, T* y, s
 template <class T>
 void multiply(const T* laid, const T* turned, T* found, T* scratch, std::int64_t rows, std::int64_t inputs,
               std::int64_t outputs, std::int64_t from, std::int64_t to) {
+    if (rows == 0 || inputs == 0) return;
     constexpr int B = kBlock<T>;
     const Groups groups(rows);
-    const std::int64_t parts = (inputs + kDeep - 1) / kDeep;
+    const std::int64_t parts = (inputs + kDeep - 1) / kDeep, most = (inputs + parts - 1) / parts;
+    // The first group would wait for memory and the others leave it idle: each asks for a share of the next part.
     const bool asks = groups.count > 1 || rows > kFew;
+    const std::int64_t step = 2 * kBytes / groups.count;
     for (std::int64_t block = from; block < to; ++block) {
         const bool whole = (block + 1) * B <= outputs;
         T* place = whole ? found + block * B : scratch;
         const std::int64_t stride = whole ? outputs : B;
-        for (std::int64_t part = 0; part < parts; ++part) {
-            const std::int64_t i = inputs * part / parts, deep = inputs * (part + 1) / parts - i;
+        for (std::int64_t i = 0; i < inputs; i += most) {
+            const std::int64_t deep = inputs - i < most ? inputs - i : most;
             const T* weight = laid + (block * inputs + i) * B;
-            // The first group would wait for memory and the others leave it idle: each asks for a share of the next part.
-            const std::int64_t bytes = deep * 2 * kBytes;
+            const char* next = reinterpret_cast<const char*>(weight) + (groups.count > 1 ? deep * 2 * kBytes : kAhead);
             for (std::int64_t g = 0; g < groups.count; ++g) {
                 const std::int64_t begin = groups.begin(g), size = groups.size(g);
-                const std::int64_t away = groups.count > 1 ? bytes + bytes * g / groups.count : kAhead;
                 tiles<T>(static_cast<int>(size), asks, weight, turned + begin * inputs + i * size,
-                         place + begin * stride, stride, deep, i > 0,
-                         Ahead{reinterpret_cast<const char*>(weight) + away, 2 * kBytes / groups.count});
+                         place + begin * stride, stride, deep, i > 0, Ahead{next + g * deep * step, step});
             }
         }
         if (whole) continue;
