@@ -137,6 +137,20 @@ def test_distil_is_the_weighted_sum_of_its_parts(pair):
     assert set(make({"kind": "distil", "ce": 0})(*pair, batch).logged) == {"kl"}
 
 
+def test_distil_adds_hidden_states(pair):
+    student, teacher = pair
+    batch = batch_of([11, 4], [7], masked=2)
+    value = {"kind": "distil", "ce": 0.5, "beta": 2, "temperature": 2}
+    both = make(value | {"hidden": 3})(*pair, batch)
+    predictions, states = make(value)(*pair, batch), make("hidden")(*pair, batch)
+    torch.testing.assert_close(both.total, predictions.total + 3 * states.total, **CLOSE)
+    torch.testing.assert_close(both.logged, predictions.logged | states.logged, **CLOSE)
+    assert both.count == states.count
+    wanted = gradients(student, type(both)(predictions.total + 3 * states.total, 0, {}))
+    assert_same(gradients(student, make(value | {"hidden": 3})(*pair, batch)), wanted)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
 @pytest.mark.parametrize("kind", TOKEN_KINDS)
 def test_packed_documents_equal_separate_rows(kind, models):
     student, teacher = models
@@ -264,7 +278,7 @@ def test_hidden_follows_the_students_own_way(pair):
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("value", ["kl", "hidden", {"kind": "align", "part": "layer"}])
+@pytest.mark.parametrize("value", ["kl", "hidden", {"kind": "align", "part": "layer"}, {"kind": "distil", "hidden": 1}])
 def test_gradient_checkpointing_changes_nothing(value, pair):
     student, teacher = pair
     batch = batch_of([8, 5])
@@ -355,8 +369,9 @@ def test_layers_that_are_not_there_are_refused(pair, tiny):
     with pytest.raises(RecipeError, match="0 to 2"):
         make({"kind": "align", "layers": [3]})(*pair, batch_of([4]))
     pair[1].model.layers = pair[1].model.layers[:2]
-    with pytest.raises(IncompatibleModel, match="3 layers and the teacher 2"):
-        make("hidden")(*pair, batch_of([4]))
+    for value in ("hidden", {"kind": "distil", "hidden": 1}):
+        with pytest.raises(IncompatibleModel, match="3 layers and the teacher 2"):
+            make(value)(*pair, batch_of([4]))
 
 
 def test_check_head(family, tiny):
@@ -383,6 +398,7 @@ def test_a_head_that_is_more_than_a_matrix_is_refused(pair):
         ({"kind": "kl", "temperature": 0}, "greater than 0"),
         ({"temperature": 2}, "unknown objective None"),
         ({"kind": "distil", "ce": 0, "beta": 0}, "nothing to learn"),
+        ({"kind": "distil", "ce": 0, "beta": 0, "hidden": 1}, "there is the objective hidden"),
     ],
 )
 def test_wrong_recipes_are_refused(value, message):
@@ -431,6 +447,7 @@ def test_without_divergences_no_teacher_is_asked(pair):
     assert torch.equal(alone.total, objective(recipe)(student, teacher, batch).total)
     assert torch.equal(alone.total, make("ce")(student, None, batch).total)
     assert make_recipe_asks({"beta": 0, "reverse": 1}) == make_recipe_asks({}) == "distribution"
+    assert make_recipe_asks({"beta": 0, "hidden": 0.1}) == make_recipe_asks({"hidden": 0.1}) == "model"
 
 
 def make_recipe_asks(values):

@@ -140,6 +140,20 @@ def test_a_mistake_in_a_later_stage_is_found_before_the_first(tmp_path, changes,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("objective", [{"kind": "hidden"}, {"kind": "distil", "hidden": 0.1}])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"num_hidden_layers": 3}, "2 layers and the teacher 3"),
+        ({"hidden_size": 32}, "16 wide and the teacher's 32"),
+    ],
+)
+def test_states_that_cannot_be_compared_are_refused_before_the_first_stage(tmp_path, objective, shape, message):
+    job = job_at(tmp_path)
+    with pytest.raises(IncompatibleModel, match=message):
+        check(job, job.student(), make(1, **shape), [ALIGN, recipe_of(objective=objective)])
+
+
 def test_a_head_that_is_no_plain_matrix_can_have_no_adapter(tmp_path):
     student = make(tie_word_embeddings=False)
     wanted = recipe_of(train="*", lora={"rank": 2})

@@ -7,31 +7,18 @@ A token's share is then also the same in whatever micro-batch it is.
 Source: MOHAWK's second stage (arXiv 2408.10189) and RADLADS' first (arXiv 2505.03005), with this normalisation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.masking_utils import create_causal_mask
 
-from regear.core.errors import IncompatibleModel, RecipeError
+from regear.core.errors import RecipeError
 from regear.models.head import decoder
 from regear.train.batch import Batch
 from regear.train.objective_recipes import AlignRecipe, HiddenRecipe
 from regear.train.objectives import Loss
-from regear.train.states import run
-
-# (layer, its input, its output), each [B, L, D].
-Seen = Callable[[int, torch.Tensor, torch.Tensor], None]
-
-
-def relative_error(student_ND: torch.Tensor, teacher_ND: torch.Tensor) -> torch.Tensor:
-    """Σ_n mean_d (s − t)² / mean_d t² in float32 (float64 stays)."""
-    dtype = torch.promote_types(teacher_ND.dtype, torch.float32)
-    student, teacher = student_ND.to(dtype), teacher_ND.to(dtype)
-    size = teacher.square().mean(-1).clamp_min(torch.finfo(dtype).tiny)
-    return ((student - teacher).square().mean(-1) / size).sum()
+from regear.train.states import common_layers, compared, first_of, part_of, relative_error, run, watched
 
 
 def align(recipe: AlignRecipe, student: Any, teacher: Any, batch: Batch) -> Loss:
@@ -42,14 +29,14 @@ def align(recipe: AlignRecipe, student: Any, teacher: Any, batch: Batch) -> Loss
     Raises:
         IncompatibleModel: student and teacher have other numbers of layers or other attention.
     """
-    wanted = _layers(recipe.layers, student, teacher)
+    wanted = common_layers(student, teacher, recipe.layers)
     surroundings = _surroundings(student, batch)
     losses = []
 
     def compare(index: int, before: torch.Tensor, after: torch.Tensor) -> None:
         with torch.enable_grad():
-            module = _part(student, index, recipe.part)
-            found = _first(module(before, **surroundings))
+            module = part_of(student, index, recipe.part)
+            found = first_of(module(before, **surroundings))
             losses.append(relative_error(batch.counted(found), batch.counted(after)))
 
     with watched(teacher, wanted, recipe.part, compare), torch.no_grad():
@@ -59,22 +46,8 @@ def align(recipe: AlignRecipe, student: Any, teacher: Any, batch: Batch) -> Loss
 
 def hidden(recipe: HiddenRecipe, student: Any, teacher: Any, batch: Batch) -> Loss:
     """The student's hidden states after each layer, on its own way, against the teacher's."""
-    wanted = _layers(recipe.layers, student, teacher)
-    states: dict[int, torch.Tensor] = {}
-    losses = []
-
-    def compare(index: int, before: torch.Tensor, after: torch.Tensor) -> None:
-        with torch.enable_grad():
-            losses.append(relative_error(states.pop(index), batch.counted(after)))
-
-    def keep(index: int, before: torch.Tensor, after: torch.Tensor) -> None:
-        states[index] = batch.counted(after)
-
-    with watched(student, wanted, "layer", keep):
-        run(student, batch)
-    with watched(teacher, wanted, "layer", compare), torch.no_grad():
-        run(teacher, batch)
-    return _summed("hidden", losses, batch)
+    *_, errors = compared(student, teacher, batch, common_layers(student, teacher, recipe.layers))
+    return _summed("hidden", [errors], batch)
 
 
 def check(recipe: AlignRecipe | HiddenRecipe, student: Any, teacher: Any) -> None:
@@ -83,11 +56,11 @@ def check(recipe: AlignRecipe | HiddenRecipe, student: Any, teacher: Any) -> Non
     Raises:
         IncompatibleModel, RecipeError: see there.
     """
-    layers = _layers(recipe.layers, student, teacher)
+    layers = common_layers(student, teacher, recipe.layers)
     if isinstance(recipe, AlignRecipe):
         for index in layers:
-            _part(teacher, index, recipe.part)
-        reached = [_part(student, index, recipe.part) for index in layers]
+            part_of(teacher, index, recipe.part)
+        reached = [part_of(student, index, recipe.part) for index in layers]
     else:
         body = decoder(student)
         reached = [body.embed_tokens, *body.layers[: layers[-1] + 1]]
@@ -97,43 +70,6 @@ def check(recipe: AlignRecipe | HiddenRecipe, student: Any, teacher: Any) -> Non
             f"objective {recipe.kind}: its loss, on {what}layers {layers[0]} to {layers[-1]}, depends on nothing that "
             "train names; name parameters of these layers, or give other layers"
         )
-
-
-@contextmanager
-def watched(model: Any, layers: Sequence[int], part: str, seen: Seen) -> Iterator[None]:
-    """Call `seen` whenever one of the layers (or its attention) has run."""
-    with ExitStack() as stack:
-        for index in layers:
-
-            def hook(_: nn.Module, args: tuple, named: dict[str, Any], output: Any, index: int = index) -> None:
-                seen(index, args[0] if args else named["hidden_states"], _first(output))
-
-            handle = _part(model, index, part).register_forward_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
-
-
-def _first(output: Any) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _part(model: Any, index: int, part: str) -> nn.Module:
-    layer = decoder(model).layers[index]
-    if part == "layer":
-        return layer
-    if not hasattr(layer, "self_attn"):
-        raise IncompatibleModel(f"layer {index} ({type(layer).__name__}) has no self_attn; align part=layer instead")
-    return layer.self_attn
-
-
-def _layers(wanted: list[int] | None, student: Any, teacher: Any) -> list[int]:
-    count, other = (len(decoder(model).layers) for model in (student, teacher))
-    if count != other:
-        raise IncompatibleModel(f"the student has {count} layers and the teacher {other}; wanted as many")
-    layers = sorted(set(range(count) if wanted is None else wanted))
-    if not layers or layers[0] < 0 or layers[-1] >= count:
-        raise RecipeError(f"layers {wanted}: wanted some of 0 to {count - 1}")
-    return layers
 
 
 def _surroundings(model: Any, batch: Batch) -> dict[str, Any]:

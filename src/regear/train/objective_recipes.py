@@ -50,23 +50,30 @@ class ReverseKlRecipe(ObjectiveRecipe):
 
 
 class DistilRecipe(ObjectiveRecipe):
-    """`ce` · cross-entropy + `beta` · T² KL(teacher ‖ student) + `reverse` · T² KL(student ‖ teacher), a token."""
+    """`ce` · cross-entropy + `beta` · T² KL(teacher ‖ student) + `reverse` · T² KL(student ‖ teacher), a token.
+
+    `hidden` · the objective `hidden` is added: states after each layer say more of a token than its prediction does.
+    """
 
     asks = "distribution"
     kind: Literal["distil"] = "distil"
     ce: float = Field(1.0, ge=0)
     beta: float = Field(1.0, ge=0)
     reverse: float = Field(0.0, ge=0)
+    hidden: float = Field(0.0, ge=0)
     temperature: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
     def _something(self) -> "DistilRecipe":
         if not self.ce + self.beta + self.reverse:
-            raise ValueError("ce, beta and reverse are all 0, which leaves nothing to learn")
+            only = "; for hidden states alone there is the objective hidden" if self.hidden else ""
+            raise ValueError(f"ce, beta and reverse are all 0, which leaves nothing to learn of predictions{only}")
         return self
 
     @property
     def teacher(self) -> Wanted:
+        if self.hidden:
+            return "model"
         return self.asks if self.beta or self.reverse else "none"
 
 
@@ -102,7 +109,7 @@ OBJECTIVES = Table(
         Row("ce", CeRecipe, "regear.train.objectives:cross_entropy", "cross-entropy on the text"),
         Row("kl", KlRecipe, "regear.train.objectives:kl", "KL(teacher ‖ student) of every prediction"),
         Row("reverse_kl", ReverseKlRecipe, "regear.train.objectives:reverse_kl", "KL(student ‖ teacher)"),
-        Row("distil", DistilRecipe, "regear.train.objectives:distil", "cross-entropy and both KLs, weighted"),
+        Row("distil", DistilRecipe, "regear.train.objectives:distil", "cross-entropy, KLs, hidden states, weighted"),
         Row("align", AlignRecipe, "regear.train.layerwise:align", "each layer alone on the teacher's inputs, L2"),
         Row("hidden", HiddenRecipe, "regear.train.layerwise:hidden", "hidden states after each layer, L2"),
         Row("dpo", DpoRecipe, "regear.train.preference:dpo", "preference pairs against the teacher"),

@@ -14,7 +14,7 @@ import torch
 from regear.core.errors import RecipeError
 from regear.models.head import head
 from regear.ops.fused import fused_loss
-from regear.ops.terms import Teacher, Term, TopTeacher
+from regear.ops.terms import DenseTeacher, Teacher, Term, TopTeacher
 from regear.train.batch import Batch
 from regear.train.objective_recipes import (
     OBJECTIVES,
@@ -24,7 +24,7 @@ from regear.train.objective_recipes import (
     ObjectiveRecipe,
     ReverseKlRecipe,
 )
-from regear.train.states import dense_teacher, predicting_states
+from regear.train.states import common_layers, compared, dense_teacher, predicting_states
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,30 @@ def reverse_kl(recipe: ReverseKlRecipe, student: Any, teacher: Any, batch: Batch
 
 
 def distil(recipe: DistilRecipe, student: Any, teacher: Any, batch: Batch) -> Loss:
-    """Cross-entropy and both divergences, each a mean a token, weighted (MambaInLlama, arXiv 2408.15237, by token)."""
+    """Cross-entropy and both divergences, each a mean a token, weighted (MambaInLlama, arXiv 2408.15237, by token).
+
+    With `hidden` the student's states after each layer are drawn to the teacher's as well.
+    """
     terms = [
         Term("ce", recipe.ce),
         Term("kl", recipe.beta, recipe.temperature),
         Term("reverse_kl", recipe.reverse, recipe.temperature),
     ]
-    return _token_loss([term for term in terms if term.coefficient], student, teacher, batch)
+    terms = [term for term in terms if term.coefficient]
+    if not recipe.hidden:
+        return _token_loss(terms, student, teacher, batch)
+    ours_ND, theirs_ND, errors = compared(student, teacher, batch, common_layers(student, teacher))
+    loss = _loss(terms, student, batch, ours_ND, DenseTeacher(theirs_ND, head(teacher)))
+    return Loss(loss.total + recipe.hidden * errors, loss.count, {**loss.logged, "hidden": errors.detach()})
 
 
 def _token_loss(terms: list[Term], student: Any, teacher: Any, batch: Batch) -> Loss:
     target: Teacher | None = None
     if any(term.name != "ce" for term in terms):
         target = teacher.top(batch) if isinstance(teacher, CachedTeacher) else dense_teacher(teacher, batch)
-    hidden_ND = predicting_states(student, batch)
-    total, logged = fused_loss(
-        hidden_ND,
-        head(student),
-        terms=terms,
-        targets_N=batch.targets_N,
-        teacher=target,
-    )
+    return _loss(terms, student, batch, predicting_states(student, batch), target)
+
+
+def _loss(terms: list[Term], student: Any, batch: Batch, hidden_ND: torch.Tensor, target: Teacher | None) -> Loss:
+    total, logged = fused_loss(hidden_ND, head(student), terms=terms, targets_N=batch.targets_N, teacher=target)
     return Loss(total, batch.count, logged)

@@ -18,11 +18,12 @@ from regear.models.head import check_head
 from regear.models.store import write_shard
 from regear.train import layerwise, lora
 from regear.train.loop import Hooks, Source, Stage, Trained
-from regear.train.objective_recipes import AlignRecipe, HiddenRecipe
+from regear.train.objective_recipes import AlignRecipe, DistilRecipe, HiddenRecipe
 from regear.train.objectives import objective
 from regear.train.optim import check_frozen, select
 from regear.train.parallel import World, gathered
 from regear.train.recipes import StageRecipe
+from regear.train.states import common_layers
 from regear.train.teacher import TeacherCache
 
 
@@ -94,6 +95,8 @@ def check_names(student: Any, teacher: Any, recipes: Sequence[StageRecipe]) -> N
             lora.targets(student, names)
         if isinstance(recipe.objective, AlignRecipe | HiddenRecipe):
             layerwise.check(recipe.objective, student, teacher)
+        if isinstance(recipe.objective, DistilRecipe) and recipe.objective.hidden:
+            common_layers(student, teacher)
 
 
 def trained_model(job: Job, stages: int) -> Any:
