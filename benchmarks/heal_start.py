@@ -21,7 +21,6 @@ from regear.models.builtin import resolve
 from regear.models.load import load_model, load_tokenizer
 from regear.tasks.text import read_documents, spread, windows_of
 from regear.train.loop import Trained
-from regear.train.objective_recipes import KlRecipe
 from regear.train.objectives import objective
 from regear.train.optim import adamw, rate, select
 from regear.train.recipes import StageRecipe
@@ -31,12 +30,12 @@ STARTS = {"svd": "svd", "care": "care-uniform"}
 
 
 class Student:
-    """One start in training."""
+    """A model in training."""
 
     def __init__(self, place: Path, teacher: torch.nn.Module, recipe: StageRecipe) -> None:
         self.model = load_model(place)
         select(self.model, recipe.train, recipe.freeze)
-        self.trained = Trained(self.model, teacher, objective(KlRecipe()))
+        self.trained = Trained(self.model, teacher, objective(recipe.objective))
         self.optimiser, self.recipe = adamw(self.model, recipe), recipe
         self.curve: list[tuple[int, float]] = []
 
