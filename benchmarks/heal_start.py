@@ -41,11 +41,12 @@ class Student:
 
     def step(self, batch, step: int, steps: int) -> None:
         self.model.train()
-        total, _ = self.trained(batch)
+        share = rate(step, steps, self.recipe)
+        total, _ = self.trained(batch, share)
         (total / batch.count).backward()
         torch.nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], self.recipe.clip)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.lr * rate(step, steps, self.recipe) * group["scale"]
+            group["lr"] = self.recipe.lr * share * group["scale"]
         self.optimiser.step()
         self.optimiser.zero_grad()
 

@@ -29,6 +29,15 @@ def test_the_split_into_micro_batches_changes_nothing(tmp_path, objective):
             assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-7)
 
 
+def test_what_is_asked_of_hidden_states_falls_with_the_rate(tmp_path):
+    recipe = recipe_of(6, warmup=2, objective={"kind": "distil", "ce": 0, "hidden": 3})
+    _, _, metrics = run(tmp_path, recipe, dtype=torch.float64)
+    shares = [row["lr"] / recipe.lr for row in metrics]
+    assert len(set(shares)) > 3
+    for row, share in zip(metrics, shares, strict=True):
+        assert row["loss"] == pytest.approx(row["kl"] + 3 * share * row["hidden"], rel=1e-9)
+
+
 def test_the_loss_is_the_mean_over_every_prediction_of_the_step(tmp_path):
     _, _, metrics = run(tmp_path, recipe_of(1, micro_batch=1, objective={"kind": "ce"}), dtype=torch.float64)
     batch = next(Rows())

@@ -149,6 +149,8 @@ def test_distil_adds_hidden_states(pair):
     wanted = gradients(student, type(both)(predictions.total + 3 * states.total, 0, {}))
     assert_same(gradients(student, make(value | {"hidden": 3})(*pair, batch)), wanted)
     assert all(p.grad is None for p in teacher.parameters())
+    falling = objective(validate(Stage, {"objective": value | {"hidden": 3}}).objective)(*pair, batch, 0.25)
+    torch.testing.assert_close(falling.total, predictions.total + 0.75 * states.total, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", TOKEN_KINDS)
@@ -260,6 +262,16 @@ def test_a_giant_token_does_not_drown_the_others(pair):
     assert after > 0.3 * before
 
 
+def test_a_token_that_is_huge_in_the_student_alone_does_not_drown_the_others(pair):
+    """As where only the student makes it a sink of attention: its error is a million times that of the others."""
+    student, teacher = pair
+    batch = batch_of([9])
+    before = gradients(student, make("hidden")(student, teacher, batch))["model.layers.2.mlp.down_proj.weight"]
+    student.model.embed_tokens.weight.data[batch.tokens_BL[0, 3]] *= 1e3
+    after = gradients(student, make("hidden")(student, teacher, batch))["model.layers.2.mlp.down_proj.weight"]
+    assert after.norm() < 2 * before.norm()
+
+
 def test_hidden_follows_the_students_own_way(pair):
     student, teacher = pair
     batch = batch_of([8, 5])
@@ -271,7 +283,7 @@ def test_hidden_follows_the_students_own_way(pair):
     )
     # transformers' last entry is after the final norm, so the last layer is left out here.
     expected = sum(
-        ((a - b).square().mean(-1) / b.square().mean(-1))[batch.predict_BL].sum().item()
+        ((a - b).square().mean(-1) / b.square().mean(-1))[batch.predict_BL].log1p().sum().item()
         for a, b in zip(ours[1:3], theirs[1:3], strict=True)
     )
     loss = make({"kind": "hidden", "layers": [0, 1]})(student, teacher, batch)

@@ -1,8 +1,8 @@
 """Objectives on hidden states: each layer alone on the teacher's inputs, or the student's own states.
 
-The loss of a token is Σ_layers mean_d (s − t)² / mean_d t². Each token is divided by its own size: the first token of
-a text can be ten thousand times larger than the others, and a common mean square would be nothing but that token.
-A token's share is then also the same in whatever micro-batch it is.
+The loss of a token is Σ_layers of e = mean_d (s − t)² / mean_d t², or of log(1 + e) on the student's own way. Each
+token is divided by its own size: the first token of a text can be ten thousand times larger than the others, and a
+common mean square would be nothing but that token. A token's share is then also the same in whatever micro-batch it is.
 
 Source: MOHAWK's second stage (arXiv 2408.10189) and RADLADS' first (arXiv 2505.03005), with this normalisation.
 """
@@ -37,7 +37,7 @@ def align(recipe: AlignRecipe, student: Any, teacher: Any, batch: Batch) -> Loss
         with torch.enable_grad():
             module = part_of(student, index, recipe.part)
             found = first_of(module(before, **surroundings))
-            losses.append(relative_error(batch.counted(found), batch.counted(after)))
+            losses.append(relative_error(batch.counted(found), batch.counted(after)).sum())
 
     with watched(teacher, wanted, recipe.part, compare), torch.no_grad():
         run(teacher, batch)

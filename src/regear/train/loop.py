@@ -23,7 +23,7 @@ from regear.core.run import Progress
 from regear.models.head import decoder
 from regear.train import checkpoint
 from regear.train.batch import Batch
-from regear.train.objectives import Loss
+from regear.train.objectives import Objective
 from regear.train.optim import adamw, rate, settle
 from regear.train.parallel import World, parallelize, sync_gradients
 from regear.train.recipes import StageRecipe
@@ -51,13 +51,13 @@ class Source(Protocol):
 class Trained(nn.Module):
     """Student, teacher and loss under one root, so that one call does all that a step needs of their parameters."""
 
-    def __init__(self, student: nn.Module, teacher: Any, objective: Callable[[Any, Any, Batch], Loss]) -> None:
+    def __init__(self, student: nn.Module, teacher: Any, objective: Objective) -> None:
         super().__init__()
         self.student, self.teacher, self.objective = student, teacher, objective
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The summed loss of a batch, and its parts."""
-        loss = self.objective(self.student, self.teacher, batch)
+    def forward(self, batch: Batch, share: float = 1.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The summed loss of a batch, and its parts; `share`: the learning rate as a share of its highest."""
+        loss = self.objective(self.student, self.teacher, batch, share)
         return loss.total, loss.logged
 
 
@@ -127,18 +127,17 @@ class Stage:
         batches = next(self.source).split(recipe.micro_batch)
         counts = [[self._count(batch), batch.count] for batch in batches]
         count, predicted = world.sums(torch.tensor(counts, dtype=torch.float64, device=world.device).sum(0)).tolist()
-        scale = world.size / max(count, 1)
+        scale, share = world.size / max(count, 1), rate(step, steps, recipe)
         parts: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches, 1):
             sync_gradients(self.trained, number == len(batches))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.half(self.device.type)):
-                total, logged = self.trained(batch.to(self.device))
+                total, logged = self.trained(batch.to(self.device), share)
             (total * scale).backward()
             for name, value in {"loss": total.detach(), **logged}.items():
                 parts[name] = parts.get(name, 0.0) + value.double()
         weights = [p for group in optimiser.param_groups for p in group["params"]]
         norm: Any = nn.utils.clip_grad_norm_(weights, recipe.clip)
-        share = rate(step, steps, recipe)
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * share * group["scale"]
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

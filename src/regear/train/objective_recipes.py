@@ -1,6 +1,6 @@
 """The training objectives by name and what each can be told; no torch here, so that they can be checked and listed."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -25,6 +25,10 @@ class ObjectiveRecipe(Recipe):
     def teacher(self) -> Wanted:
         """What these settings ask of a teacher: `asks`, or nothing where they leave it nothing to say."""
         return self.asks
+
+    def at(self, share: float) -> Self:
+        """These settings where the learning rate is this share of its highest."""
+        return self
 
 
 class CeRecipe(ObjectiveRecipe):
@@ -53,6 +57,7 @@ class DistilRecipe(ObjectiveRecipe):
     """`ce` · cross-entropy + `beta` · T² KL(teacher ‖ student) + `reverse` · T² KL(student ‖ teacher), a token.
 
     `hidden` · the objective `hidden` is added: states after each layer say more of a token than its prediction does.
+    It falls with the learning rate, since predictions alone say where training is to end.
     """
 
     asks = "distribution"
@@ -75,6 +80,9 @@ class DistilRecipe(ObjectiveRecipe):
         if self.hidden:
             return "model"
         return self.asks if self.beta or self.reverse else "none"
+
+    def at(self, share: float) -> Self:
+        return self.model_copy(update={"hidden": share * self.hidden})
 
 
 class AlignRecipe(ObjectiveRecipe):

@@ -5,7 +5,6 @@ the count of all of them. (A mean over padded positions, or a sum divided by row
 something else for every length.)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,8 +44,14 @@ class CachedTeacher(Protocol):
         ...
 
 
-def objective(recipe: ObjectiveRecipe) -> Callable[[Any, Any, Batch], Loss]:
-    """The objective of a recipe: (student, teacher or None, batch) → loss.
+class Objective(Protocol):
+    """(student, teacher or None, batch, the learning rate as a share of its highest) → loss."""
+
+    def __call__(self, student: Any, teacher: Any, batch: Batch, share: float = 1.0) -> Loss: ...
+
+
+def objective(recipe: ObjectiveRecipe) -> Objective:
+    """The objective of a recipe.
 
     The models are Hugging Face causal language models that `models.head.check_head` accepts; a `CachedTeacher` will do
     where the recipe's `teacher` is `distribution`. The batches of `dpo` hold chosen and rejected answers in turn.
@@ -56,13 +61,13 @@ def objective(recipe: ObjectiveRecipe) -> Callable[[Any, Any, Batch], Loss]:
     """
     compute = OBJECTIVES[recipe.kind].load()
 
-    def call(student: Any, teacher: Any, batch: Batch) -> Loss:
+    def call(student: Any, teacher: Any, batch: Batch, share: float = 1.0) -> Loss:
         cached = isinstance(teacher, CachedTeacher)
         if recipe.teacher != "none" and teacher is None:
             raise RecipeError(f"objective {recipe.kind} found no teacher; name one with --teacher")
         if recipe.teacher == "model" and cached:
             raise RecipeError(f"objective {recipe.kind} runs the teacher itself; found cached predictions")
-        return compute(recipe, student, teacher, batch)
+        return compute(recipe.at(share), student, teacher, batch)
 
     return call
 

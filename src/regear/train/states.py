@@ -38,19 +38,21 @@ def dense_teacher(model: Any, batch: Batch) -> DenseTeacher:
 
 
 def relative_error(student_ND: torch.Tensor, teacher_ND: torch.Tensor) -> torch.Tensor:
-    """Σ_n mean_d (s − t)² / mean_d t² in float32 (float64 stays)."""
+    """mean_d (s − t)² / mean_d t² of each, [N], in float32 (float64 stays)."""
     dtype = torch.promote_types(teacher_ND.dtype, torch.float32)
     student, teacher = student_ND.to(dtype), teacher_ND.to(dtype)
     size = teacher.square().mean(-1).clamp_min(torch.finfo(dtype).tiny)
-    return ((student - teacher).square().mean(-1) / size).sum()
+    return (student - teacher).square().mean(-1) / size
 
 
 def compared(
     student: Any, teacher: Any, batch: Batch, layers: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Both models' last hidden states that count, [N, D], and Σ_layers `relative_error` of those after each layer.
+    """Both models' last hidden states that count, [N, D], and Σ log(1 + `relative_error`) of those after each layer.
 
-    The student goes its own way; of it a list of states is kept (autograd keeps them anyway), of the teacher none.
+    The student goes its own way; of it a list of states is kept (autograd keeps them anyway), of the teacher none. The
+    logarithm is for tokens that are a sink of attention in the student alone: their states are a thousand times larger,
+    and a step would be for nothing but them.
     """
     states: dict[int, torch.Tensor] = {}
     errors: list[torch.Tensor] = []
@@ -60,7 +62,7 @@ def compared(
 
     def compare(index: int, before: torch.Tensor, after: torch.Tensor) -> None:
         with torch.enable_grad():
-            errors.append(relative_error(states.pop(index), batch.counted(after)))
+            errors.append(relative_error(states.pop(index), batch.counted(after)).log1p().sum())
 
     with watched(student, layers, "layer", keep):
         ours = predicting_states(student, batch)
