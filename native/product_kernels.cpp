@@ -93,7 +93,7 @@ ALWAYS void tiles(int rows, bool asks, const T* weight, const T* turned, T* y, s
 template <class T>
 void multiply(const T* laid, const T* turned, T* found, T* scratch, std::int64_t rows, std::int64_t inputs,
               std::int64_t outputs, std::int64_t from, std::int64_t to) {
-    if (rows == 0 || inputs == 0) return;
+    if (rows == 0) return;
     constexpr int B = kBlock<T>;
     const Groups groups(rows);
     const std::int64_t parts = (inputs + kDeep - 1) / kDeep, most = (inputs + parts - 1) / parts;

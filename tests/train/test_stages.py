@@ -151,7 +151,7 @@ def test_a_mistake_in_a_later_stage_is_found_before_the_first(tmp_path, changes,
 def test_states_that_cannot_be_compared_are_refused_before_the_first_stage(tmp_path, objective, shape, message):
     job = job_at(tmp_path)
     with pytest.raises(IncompatibleModel, match=message):
-        check(job, job.student(), make(1, **shape), [ALIGN, recipe_of(objective=objective)])
+        check(job, job.student(), make(1, **shape), [recipe_of(objective=objective)])
 
 
 def test_a_head_that_is_no_plain_matrix_can_have_no_adapter(tmp_path):

@@ -107,8 +107,9 @@ class DataRecipe(Recipe):
 class TeacherRecipe(Recipe):
     """How the teacher is asked: beside the student, or once beforehand for its `cache` likeliest tokens a prediction.
 
-    Stages that need more of the teacher than predictions (`align`, `hidden`, `dpo`) run it all the same. `place` is a
-    folder for the predictions instead of the cache's own; they are kept, and serve other students.
+    Stages that need more of the teacher than predictions (`align`, `hidden`, `dpo`, `distil` with `hidden`) run it all
+    the same. `place` is a folder for the predictions instead of the cache's own; they are kept, and serve other
+    students.
     """
 
     cache: int | None = Field(None, ge=1)
